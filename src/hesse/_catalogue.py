@@ -1,0 +1,78 @@
+"""What hesse contains, as plain data: behind ``hesse methods`` and the table in the README. Needs no torch.
+
+A method joins when it is done. Measured values are not written here: they are read from ``benchmarks/results``.
+"""
+
+from dataclasses import dataclass
+
+__all__ = ["METHODS", "Method", "Paper"]
+
+
+@dataclass(frozen=True, slots=True)
+class Paper:
+    """Where a method comes from; ``arxiv`` is None for what was published elsewhere."""
+
+    authors: str
+    year: int
+    arxiv: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One entry of the catalogue.
+
+    Parameters
+    ----------
+    slug : str
+        Name of its benchmark: ``benchmarks/<family>/<slug>.py`` and ``benchmarks/results/<slug>.json``.
+    family : str
+        The subpackage of ``hesse`` it lives in.
+    title : str
+        What it is, in a few words.
+    papers : tuple of Paper
+        The paper it follows first, then those it leans on.
+    import_path : str
+        Dotted path of the name to start with.
+    claim : str
+        What the benchmark holds it to, in one sentence without numbers.
+    status : {"beta", "stable"}
+        ``stable``: the interface changes only with a deprecation.
+    """
+
+    slug: str
+    family: str
+    title: str
+    papers: tuple[Paper, ...]
+    import_path: str
+    claim: str
+    status: str
+
+
+METHODS: tuple[Method, ...] = (
+    Method(
+        slug="influence_ekfac",
+        family="influence",
+        title="EK-FAC influence functions for language models",
+        papers=(
+            Paper("Grosse, Bae, Anil et al.", 2023, "2308.03296"),
+            Paper("George et al.", 2018, "1806.03884"),
+            Paper("Bae et al.", 2022, "2209.05364"),
+        ),
+        import_path="hesse.influence.Influence",
+        claim="agrees with dense curvature where that can be formed, and predicts retraining better than dot products",
+        status="beta",
+    ),
+    Method(
+        slug="linalg_core",
+        family="linalg",
+        title="Operators, solvers and estimators that need only products with a matrix",
+        papers=(
+            Paper("Epperly, Tropp, Webber", 2023, "2301.07825"),
+            Paper("Frangella, Tropp, Udell", 2021, "2110.02820"),
+            Paper("Ubaru, Chen, Saad", 2017, None),
+        ),
+        import_path="hesse.linalg.LinearOperator",
+        claim="agrees with dense float64, and solves many right-hand sides faster than one at a time",
+        status="beta",
+    ),
+)

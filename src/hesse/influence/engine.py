@@ -1,0 +1,417 @@
+"""The front door: fit the curvature of a model once, then ask which training sequences moved which outputs."""
+
+import copy
+from collections.abc import Mapping, Sequence as Items
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hesse.curvature.ekfac import Absolute, Damping, Relative
+from hesse.curvature.layers import Picker, select_layers
+from hesse.errors import ArgumentError, ArtifactError
+from hesse.influence.contraction import check_rank
+from hesse.influence.examples import Examples, as_examples
+from hesse.influence.factors import Factors, check_against, damping_text, load_factors
+from hesse.influence.fit import FitSettings, fit_factors
+from hesse.influence.objective import CausalLMLoss, Loss
+from hesse.influence.passes import Fisher, Measurement, Pass, check_model
+from hesse.influence.run import RunFolder, open_folder, start_folder
+from hesse.influence.score import ScoreSettings, load_prepared, prepare_queries, refine, save_prepared, score_units, self_scores
+from hesse.influence.scores import Scores, assemble, open_scores, sequence_values
+from hesse.io import config_hash, hash_tensors, run_lock
+
+__all__ = ["Influence", "Strategy"]
+
+Strategy = Literal["ekfac", "kfac", "diagonal", "identity"]
+
+
+class Influence:
+    """Influence functions on one trained model: I(q, n) = -(1/N) ∇f_qᵀ (G + λI)⁻¹ ∇L(z_n).
+
+    G is the Gauss-Newton matrix of the training objective, the mean over sequences of the sum of token losses, approximated by
+    one eigenvalue-corrected Kronecker block a weight matrix; f_q is the log-probability of a query's completion. A score is the
+    first-order change of f_q, in nats, when one more copy of z_n joins the N training sequences. Positive raises it.
+
+    Exact: linear algebra within a block, the sum over tokens and layers. Approximate: linear in the added copy, G for the Hessian,
+    independent blocks, the Kronecker eigenbasis, labels sampled once, tracked layers only.
+
+    Parameters
+    ----------
+    model : nn.Module
+        In eval mode, on any device, in float32, bfloat16 or float64. Not changed.
+    modules : str or callable, default "mlp"
+        Layers to track; see `select_layers`. The MLP matrices are the published choice.
+    loss : Loss, default CausalLMLoss()
+        The training objective, summed over tokens.
+    strategy : {"ekfac", "kfac", "diagonal", "identity"}, default "ekfac"
+        "identity" is the gradient dot product: nats a unit of learning rate.
+    fisher : {"sampled", "empirical", "exact"}, default "sampled"
+        Labels of the factors: drawn from the model (unbiased for G), the data's (biased), or all of them (tests, small heads).
+    damping : Relative or Absolute, default Relative(0.1)
+        λ; relative to the mean eigenvalue of each matrix, so that the scale of the loss does not matter.
+    positions : {"gradient", "attended"}, default "gradient"
+        Which positions enter A: those up to the last supervised one, or every non-padding one.
+    blocks : int, default 1
+        Diagonal blocks a factor is split into; memory falls by that factor, the eigendecomposition by its square.
+    seed : int, default 0
+        Of the sampled labels: the same whatever the batch size, order or number of restarts.
+    allow_head : bool, default False
+        Whether ``modules`` may pick the output embedding.
+
+    Raises
+    ------
+    ArgumentError
+        If an option is unknown, no layer matches, or the model is in training mode.
+
+    References
+    ----------
+    R. Grosse, J. Bae, C. Anil et al. (2023), arXiv 2308.03296. T. George et al. (2018), arXiv 1806.03884.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        modules: Picker = "mlp",
+        loss: Loss | None = None,
+        strategy: Strategy = "ekfac",
+        fisher: Fisher = "sampled",
+        damping: Damping | float = Relative(0.1),
+        positions: Literal["gradient", "attended"] = "gradient",
+        blocks: int = 1,
+        seed: int = 0,
+        allow_head: bool = False,
+    ) -> None:
+        _one_of("strategy", strategy, ("ekfac", "kfac", "diagonal", "identity"))
+        _one_of("fisher", fisher, ("sampled", "empirical", "exact"))
+        _one_of("positions", positions, ("gradient", "attended"))
+        if blocks < 1:
+            raise ArgumentError(f"blocks: expected >= 1, got {blocks}")
+        if not 0 <= seed < 2**63:
+            raise ArgumentError(f"seed: expected 0 to 2**63 - 1, got {seed}")
+        check_model(model)
+        self.model = model
+        self.loss: Loss = CausalLMLoss() if loss is None else loss
+        self.layers = select_layers(model, modules, allow_head=allow_head)
+        self.strategy: Strategy = strategy
+        self.fisher: Fisher = fisher
+        self.damping: Damping = damping if isinstance(damping, (Relative, Absolute)) else Relative(damping)
+        self.positions = positions
+        self.blocks = blocks
+        self.seed = seed
+        parameter = next(model.parameters())
+        self.dtype = parameter.dtype
+        self._wide = torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    def fit(
+        self,
+        dataset: Any,
+        run_dir: Path | str,
+        *,
+        max_sequences: int | None = None,
+        batch_tokens: int = 4096,
+        batch_size: int | None = None,
+        unit_size: int = 256,
+        checkpoint_seconds: float = 30.0,
+        resume: bool = True,
+        overwrite: bool = False,
+        progress: bool | None = None,
+        info: Mapping[str, Any] | None = None,
+    ) -> Factors:
+        """Fit the factors on the training set and keep them in a run; the same call again resumes, or returns at once.
+
+        Parameters
+        ----------
+        dataset : Examples, or anything `as_examples` takes
+            The whole training set: its size is the N of the scores.
+        run_dir : path
+            Folder of the run; made if missing.
+        max_sequences : int, optional
+            Fit the factors on a random subset of this size. N stays that of the whole set.
+        batch_tokens : int, default 4096
+            Padded tokens a batch.
+        batch_size : int, optional
+            Exactly this many sequences a batch instead, in their order.
+        unit_size : int, default 256
+            Sequences between two possible checkpoints.
+        checkpoint_seconds : float, default 30
+            Least time between two checkpoints.
+        resume, overwrite : bool
+            Take up a run that is there; delete one with other settings.
+        progress : bool, optional
+            Show bars on stderr. Default: if it is a terminal.
+        info : mapping, optional
+            Notes kept in the manifest; no part of the run's identity.
+
+        Returns
+        -------
+        Factors
+            As loaded from the run.
+
+        Raises
+        ------
+        ArgumentError
+            If the folder holds a run with other settings, or an argument is out of range.
+        """
+        examples = as_examples(dataset)
+        if max_sequences is not None and max_sequences < 1:
+            raise ArgumentError(f"max_sequences: expected >= 1, got {max_sequences}")
+        _check_batching(batch_tokens, batch_size, unit_size)
+        check_model(self.model)
+        order = list(range(len(examples)))
+        if max_sequences is not None and max_sequences < len(order):
+            picked = np.random.default_rng(self.seed).choice(len(order), max_sequences, replace=False)
+            order = sorted(int(i) for i in picked)
+        config = self._config() | {"num_sequences": len(examples), "fitted_on": len(order), "info": dict(info or {})}
+        parents = {"model": self.model_hash(), "data": examples.fingerprint()}
+        folder = Path(run_dir)
+        with run_lock(folder):
+            run = start_folder(folder, config, parents, resume=resume, overwrite=overwrite)
+            settings = FitSettings(order, self._wide, batch_tokens, batch_size, unit_size, checkpoint_seconds, progress)
+            fit_factors(run, self._pass(), examples, self.strategy, self.fisher, self.blocks, settings)
+            return load_factors(folder, run.manifest, device=self._device)
+
+    def score(
+        self,
+        queries: Any,
+        dataset: Any,
+        run_dir: Path | str,
+        *,
+        rank: int | None = 32,
+        refine_topk: int = 0,
+        per_layer: bool = False,
+        per_token: bool = False,
+        measurement: Measurement | None = None,
+        measurement_name: str | None = None,
+        units: Literal["nats", "raw"] = "nats",
+        batch_tokens: int = 4096,
+        batch_size: int | None = None,
+        unit_size: int = 256,
+        checkpoint_seconds: float = 30.0,
+        query_memory: int = 8 << 30,
+        progress: bool | None = None,
+        info: Mapping[str, Any] | None = None,
+    ) -> Scores:
+        """Score sequences against queries with the factors of a run; the same call again resumes, or returns at once.
+
+        Parameters
+        ----------
+        queries : Examples, or anything `as_examples` takes
+            Labels on the completion only.
+        dataset : Examples, or anything `as_examples` takes
+            Candidates: the training set, or other texts (the score is then the effect of adding them).
+        run_dir : path
+            A run that `fit` has finished for this model.
+        rank : int, optional
+            Keep each preconditioned query gradient at this rank, in bfloat16. None, or no less than the matrix: full rank.
+        refine_topk : int, default 0
+            Score this many proponents and opponents of each query again at full rank, in float32.
+        per_layer, per_token : bool
+            Keep the terms of the sum as well.
+        measurement : callable, optional
+            Explain (model, batch) -> (B,) instead of the log-probability of the completion.
+        measurement_name : str, optional
+            Names the measurement in the run; needed with one, so that a restart knows its scores.
+        units : {"nats", "raw"}, default "nats"
+            "raw" leaves out the factor 1/N.
+        batch_tokens, batch_size, unit_size, checkpoint_seconds, progress, info : see `fit`
+            As there.
+        query_memory : int, default 8 GiB
+            Refuse, before any work, queries that would take more.
+
+        Returns
+        -------
+        Scores
+            In nats, positive raises the completion's log-probability.
+
+        Raises
+        ------
+        ArgumentError
+            If the fit has not finished, or an argument is out of range.
+        ArtifactError
+            If the factors belong to another model.
+        """
+        asked, candidates = as_examples(queries), as_examples(dataset)
+        check_rank(rank)
+        _check_batching(batch_tokens, batch_size, unit_size)
+        _one_of("units", units, ("nats", "raw"))
+        if refine_topk < 0:
+            raise ArgumentError(f"refine_topk: expected >= 0, got {refine_topk}")
+        if measurement is not None and not measurement_name:
+            raise ArgumentError("measurement_name: name the measurement, so that its scores can be told from others in the run")
+        check_model(self.model)
+        folder = Path(run_dir)
+        with run_lock(folder):
+            run = open_folder(folder)
+            self._check_same_model(run)
+            factors = load_factors(folder, run.manifest, device=self._device)
+            check_against(self.layers, factors, str(folder))
+            question = {
+                "queries": asked.fingerprint(),
+                "data": candidates.fingerprint(),
+                "rank": rank,
+                "refine_topk": refine_topk,
+                "per_layer": per_layer,
+                "per_token": per_token,
+                "measurement": measurement_name,
+                "units": units,
+            }
+            where = f"scores/{config_hash(question)[:16]}"
+            stage = f"score:{where}"
+            state = run.stage(stage)
+            if not state:
+                state = question | {"sequences": 0, "parts": [], "prepared": False, "done": False, "info": dict(info or {})}
+            settings = ScoreSettings(rank, per_layer, per_token, batch_tokens, batch_size, unit_size, checkpoint_seconds, query_memory, progress)
+            total = 1 if units == "raw" else int(run.manifest.config["num_sequences"])
+            run_pass = self._pass()
+            if not state["done"]:
+                self._run_question(run, where, state, run_pass, factors, asked, candidates, total, settings, measurement)
+            run.commit({"score": {"latest": where}})
+            return open_scores(run, where)
+
+    def self_influence(self, dataset: Any, run_dir: Path | str, *, batch_tokens: int = 4096, progress: bool | None = None) -> Tensor:
+        """(1/N) ∇Lᵀ (G + λI)⁻¹ ∇L of every sequence: by how much its own loss falls with one more copy, in nats.
+
+        Parameters
+        ----------
+        dataset : Examples, or anything `as_examples` takes
+            Sequences to score against themselves.
+        run_dir : path
+            A finished fit.
+        batch_tokens : int, default 4096
+            Padded tokens a batch.
+        progress : bool, optional
+            Show a bar.
+
+        Returns
+        -------
+        Tensor, shape (N,)
+            float64, positive.
+        """
+        examples = as_examples(dataset)
+        run = open_folder(run_dir)
+        self._check_same_model(run)
+        factors = load_factors(run.path, run.manifest, device=self._device)
+        settings = ScoreSettings(batch_tokens=batch_tokens, show_progress=progress)
+        return self_scores(self._pass(), factors, examples, settings) / int(run.manifest.config["num_sequences"])
+
+    def ihvp(self, grads: Mapping[str, Tensor], factors: Factors) -> dict[str, Tensor]:
+        """(G + λI)⁻¹ applied to gradients named like the model's parameters.
+
+        Parameters
+        ----------
+        grads : mapping of str to Tensor
+            At least the weight (and bias) of every tracked layer.
+        factors : Factors
+            Fitted on this model.
+
+        Returns
+        -------
+        dict[str, Tensor]
+            The same names and shapes, tracked layers only.
+        """
+        out: dict[str, Tensor] = {}
+        for name, layer in self.layers.items():
+            out |= layer.grads_from_matrix(factors.precondition(name, layer.matrix_from_grads(grads)))
+        return out
+
+    def model_hash(self) -> str:
+        """Hash of the weights of the tracked layers, by which a run knows its model."""
+        tensors = {}
+        for name, layer in self.layers.items():
+            for key, value in layer.module.named_parameters(recurse=False):
+                tensors[f"{name}.{key}"] = value.detach()
+        return hash_tensors(tensors)
+
+    def _run_question(
+        self,
+        run: RunFolder,
+        where: str,
+        state: dict[str, Any],
+        run_pass: Pass,
+        factors: Factors,
+        asked: Examples,
+        candidates: Examples,
+        total: int,
+        settings: ScoreSettings,
+        measurement: Measurement | None,
+    ) -> None:
+        stage, query_folder = f"score:{where}", where.replace("scores/", "queries/")
+        if not state["prepared"]:
+            prepared = prepare_queries(run_pass, factors, asked, settings, dtype=self.dtype, measurement=measurement)
+            run.commit({stage: state | {"prepared": True}}, save_prepared(run, query_folder, prepared))
+        else:
+            prepared = load_prepared(run, query_folder, list(self.layers), self._device)
+        score_units(run, where, run_pass, prepared, candidates, total, settings, self.dtype)
+        refined: list[tuple[int, np.ndarray, np.ndarray]] = []
+        if state["refine_topk"]:
+            exact = self._pass(self._model_in_full_precision())
+            first_pass = sequence_values(run, where)
+            refined = list(
+                refine(
+                    exact, factors, asked, candidates, first_pass, state["refine_topk"], total, settings, dtype=self._wide, measurement=measurement
+                )
+            )
+        rows = list(dict.fromkeys(candidates.rows))
+        index = {
+            "queries": asked.ids,
+            "rows": rows,
+            "sequences": candidates.ids,
+            "row_of_sequence": candidates.rows,
+            "layers": list(self.layers),
+        }
+        files = assemble(run, where, index, refined, wide=self.dtype == torch.float64)
+        captured = _captured(prepared)
+        queries = [name for name in run.manifest.files if name.startswith(query_folder)]
+        run.commit({stage: run.stage(stage) | {"done": True, "captured": captured}}, files, queries)
+
+    def _pass(self, model: nn.Module | None = None) -> Pass:
+        layers = self.layers
+        if model is not None and model is not self.model:
+            picked = set(self.layers)
+            layers = select_layers(model, lambda name, _module: name in picked, allow_head=True)
+        return Pass(model or self.model, self.loss, layers, self.seed, self.positions == "attended")
+
+    def _model_in_full_precision(self) -> nn.Module:
+        if self.dtype in (torch.float32, torch.float64):
+            return self.model
+        return copy.deepcopy(self.model).float()
+
+    def _config(self) -> dict[str, Any]:
+        return {
+            "strategy": self.strategy,
+            "fisher": self.fisher,
+            "damping": damping_text(self.damping),
+            "positions": self.positions,
+            "blocks": self.blocks,
+            "seed": self.seed,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "layers": list(self.layers),
+            "loss": type(self.loss).__name__,
+        }
+
+    def _check_same_model(self, run: RunFolder) -> None:
+        if run.manifest.parents.get("model") != self.model_hash():
+            raise ArtifactError(f"run: the factors in {run.path} were fitted on another model or checkpoint, or on other layers of it; fit them again")
+
+    @property
+    def _device(self) -> str:
+        return str(next(self.model.parameters()).device)
+
+
+def _captured(prepared: Mapping[str, Any]) -> dict[str, float]:
+    """Least captured Frobenius fraction over queries, by layer; empty at full rank."""
+    return {name: float(queries.captured.min()) for name, queries in prepared.items() if hasattr(queries, "captured")}
+
+
+def _one_of(argument: str, value: str, allowed: Items[str]) -> None:
+    if value not in allowed:
+        raise ArgumentError(f"{argument}: expected one of {', '.join(allowed)}, got {value!r}")
+
+
+def _check_batching(batch_tokens: int, batch_size: int | None, unit_size: int) -> None:
+    if batch_tokens < 1 or unit_size < 1 or (batch_size is not None and batch_size < 1):
+        raise ArgumentError(f"batch_tokens, batch_size, unit_size: expected >= 1, got {batch_tokens}, {batch_size}, {unit_size}")

@@ -1,0 +1,243 @@
+"""A data set as the engine sees it: numbered sequences with ids and lengths, cut into units and batches in one fixed order.
+
+Units are contiguous runs of sequences, the grain of checkpoints; inside a unit sequences of like length share a batch.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence as Items
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hesse.errors import ArgumentError, ArgumentTypeError, ShapeError
+from hesse.influence.sequences import Sequence, collate, fingerprint
+from hesse.io import hash_bytes
+
+__all__ = ["ArrayExamples", "Examples", "TokenExamples", "as_examples", "plan_batches", "plan_units"]
+
+
+class Examples(Protocol):
+    """What the engine needs of a data set; write your own for inputs that are neither tokens nor arrays."""
+
+    ids: list[str]
+    rows: list[str]
+    lengths: list[int]
+
+    def __len__(self) -> int:
+        """Number of sequences."""
+        ...
+
+    def batch(self, indices: Items[int]) -> dict[str, Tensor]:
+        """Collate these sequences, in this order, into one batch with ``labels``."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Hash of everything that a score can depend on, order included."""
+        ...
+
+
+@dataclass(frozen=True)
+class TokenExamples:
+    """Token sequences, padded on either side or packed several to a row."""
+
+    sequences: list[Sequence]
+    pad_id: int = 0
+    side: str = "right"
+    pack: bool = False
+
+    def __post_init__(self) -> None:
+        if self.side not in ("left", "right"):
+            raise ArgumentError(f"side: expected 'left' or 'right', got {self.side!r}")
+        _refuse_duplicates(self.ids)
+        for sequence in self.sequences:
+            if len(sequence.input_ids) == 0:
+                raise ArgumentError(f"dataset: sequence {sequence.id!r} is empty")
+            if len(sequence.input_ids) != len(sequence.labels):
+                raise ShapeError(f"dataset: sequence {sequence.id!r} has {len(sequence.input_ids)} tokens but {len(sequence.labels)} labels")
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    @property
+    def ids(self) -> list[str]:
+        """One id a sequence."""
+        return [sequence.id for sequence in self.sequences]
+
+    @property
+    def rows(self) -> list[str]:
+        """The id of the row each sequence was cut from."""
+        return [sequence.row for sequence in self.sequences]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens a sequence."""
+        return [len(sequence.input_ids) for sequence in self.sequences]
+
+    def batch(self, indices: Items[int]) -> dict[str, Tensor]:
+        """Collate into ``input_ids``, ``attention_mask``, ``labels`` (and what packing or left padding needs)."""
+        chosen = [self.sequences[i] for i in indices]
+        return _packed(chosen) if self.pack else collate(chosen, self.pad_id, self.side)
+
+    def fingerprint(self) -> str:
+        """Hash over ids, tokens and labels, in order."""
+        return fingerprint(self.sequences)
+
+
+@dataclass(frozen=True)
+class ArrayExamples:
+    """Inputs and labels as arrays: the T = 1 case."""
+
+    inputs: Tensor  # (N, ...)
+    labels: Tensor  # (N,) or (N, V)
+    ids: list[str]
+
+    def __post_init__(self) -> None:
+        if len(self.inputs) != len(self.labels) or len(self.ids) != len(self.labels):
+            raise ShapeError(f"dataset: {len(self.inputs)} inputs, {len(self.labels)} labels and {len(self.ids)} ids do not match")
+        _refuse_duplicates(self.ids)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def rows(self) -> list[str]:
+        """Every example is a row of its own."""
+        return self.ids
+
+    @property
+    def lengths(self) -> list[int]:
+        """One position each."""
+        return [1] * len(self.labels)
+
+    def batch(self, indices: Items[int]) -> dict[str, Tensor]:
+        """Select into ``inputs`` and ``labels``."""
+        chosen = torch.as_tensor(list(indices))
+        return {"inputs": self.inputs[chosen], "labels": self.labels[chosen]}
+
+    def fingerprint(self) -> str:
+        """Hash over ids, inputs and labels, in order."""
+        parts = ["\0".join(self.ids).encode(), *(t.detach().cpu().contiguous().numpy().tobytes() for t in (self.inputs, self.labels))]
+        return hash_bytes(b"".join(parts))
+
+
+def as_examples(dataset: Any, *, pad_id: int = 0) -> Examples:
+    """Wrap what users have: `Sequence` objects, mappings with ``input_ids``, an (inputs, labels) pair, or an `Examples`.
+
+    Parameters
+    ----------
+    dataset : object
+        See above. Mappings may carry ``id``, ``labels`` (default: every token) and ``attention_mask`` (zeros are cut off).
+    pad_id : int, default 0
+        Fills padded positions; its value never enters a score.
+
+    Returns
+    -------
+    Examples
+        Ready for the engine.
+
+    Raises
+    ------
+    ArgumentError
+        If it is empty or ids repeat.
+    ArgumentTypeError
+        If it is none of these.
+    """
+    if hasattr(dataset, "batch") and hasattr(dataset, "fingerprint"):
+        examples: Examples = dataset
+    elif isinstance(dataset, tuple) and len(dataset) == 2 and all(isinstance(part, Tensor) for part in dataset):
+        examples = ArrayExamples(dataset[0], dataset[1], [str(i) for i in range(len(dataset[0]))])
+    else:
+        items = list(dataset)
+        if items and all(isinstance(item, Sequence) for item in items):
+            examples = TokenExamples(items, pad_id)
+        elif items and all(isinstance(item, Mapping) and "input_ids" in item for item in items):
+            examples = TokenExamples([_from_mapping(item, i) for i, item in enumerate(items)], pad_id)
+        elif not items:
+            raise ArgumentError("dataset: it holds no sequence")
+        else:
+            raise ArgumentTypeError(
+                f"dataset: expected Sequence objects, mappings with input_ids, or a pair of tensors; got items of type {type(items[0]).__name__}"
+            )
+    if len(examples) == 0:
+        raise ArgumentError("dataset: it holds no sequence")
+    return examples
+
+
+def plan_units(total: int, unit_size: int, start: int = 0) -> list[range]:
+    """Contiguous ranges of ``unit_size`` sequences from ``start`` on."""
+    if unit_size < 1:
+        raise ArgumentError(f"unit_size: expected >= 1, got {unit_size}")
+    return [range(first, min(first + unit_size, total)) for first in range(start, total, unit_size)]
+
+
+def plan_batches(lengths: Items[int], unit: range, batch_tokens: int, batch_size: int | None = None) -> Iterator[list[int]]:
+    """Longest first, as many sequences of a unit as fit ``batch_tokens`` padded tokens; or exactly ``batch_size`` in order.
+
+    Parameters
+    ----------
+    lengths : sequence of int
+        Tokens of every sequence of the data set.
+    unit : range
+        The sequences to batch.
+    batch_tokens : int
+        Budget of padded tokens a batch; a single longer sequence is a batch of its own.
+    batch_size : int, optional
+        A fixed number of sequences a batch, in their own order.
+
+    Yields
+    ------
+    list of int
+        Sequence numbers of one batch.
+    """
+    if batch_size is not None:
+        for first in range(unit.start, unit.stop, batch_size):
+            yield list(range(first, min(first + batch_size, unit.stop)))
+        return
+    batch: list[int] = []
+    for index in sorted(unit, key=lambda i: (-lengths[i], i)):
+        if batch and lengths[batch[0]] * (len(batch) + 1) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _refuse_duplicates(ids: list[str]) -> None:
+    seen: set[str] = set()
+    for name in ids:
+        if name in seen:
+            raise ArgumentError(f"dataset: the id {name!r} occurs twice")
+        seen.add(name)
+
+
+def _from_mapping(item: Mapping[str, Any], number: int) -> Sequence:
+    tokens = np.asarray(item["input_ids"], dtype=np.int64)
+    labels = np.asarray(item.get("labels", tokens), dtype=np.int64)
+    mask = item.get("attention_mask")
+    if mask is not None:
+        kept = np.asarray(mask, dtype=bool)
+        tokens, labels = tokens[kept], labels[kept]
+    name = str(item.get("id", number))
+    extra = {key: value for key, value in item.items() if key not in ("id", "input_ids", "labels", "attention_mask", "text")}
+    return Sequence(name, name, tokens, labels, item.get("text"), None, extra)
+
+
+def _packed(chosen: list[Sequence]) -> dict[str, Tensor]:
+    """All sequences in one row, each attending to itself only, its positions counted from zero, its first token unsupervised."""
+    tokens = torch.from_numpy(np.concatenate([s.input_ids for s in chosen]))[None]
+    labels = torch.from_numpy(np.concatenate([np.concatenate([[-100], s.labels[1:]]) for s in chosen]))[None]
+    lengths = torch.tensor([len(s.input_ids) for s in chosen])
+    segments = torch.repeat_interleave(torch.arange(len(chosen)), lengths)
+    positions = torch.cat([torch.arange(int(n)) for n in lengths])
+    total = len(segments)
+    allowed = (segments[:, None] == segments[None, :]) & torch.ones(total, total, dtype=torch.bool).tril()
+    return {
+        "input_ids": tokens,
+        "labels": labels,
+        "position_ids": positions[None],
+        "attention_mask": allowed[None, None],
+        "segment_ids": segments[None],
+    }

@@ -1,0 +1,213 @@
+"""The fitted curvature of a model: per layer the eigenbasis of its two Kronecker factors and a table of eigenvalues.
+
+Shapes: p outputs, m columns (bias counted), V any stack of gradient matrices (..., p, m).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hesse.curvature.ekfac import Absolute, Damping, Relative, rotate, rotate_back
+from hesse.curvature.layers import TrackedLayer
+from hesse.errors import ArgumentError, ShapeError
+from hesse.io import Manifest, load_tensors
+from hesse.linalg.eigh import EighKronecker
+from hesse.linalg.operator import LinearOperator
+
+__all__ = ["Factors", "LayerFactors", "load_factors"]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerFactors:
+    """Q_S, Q_A and Λ of one weight matrix, with its damping; a basis of None is the identity.
+
+    With no table either (strategy "identity") the inverse is the identity: the gradient dot product.
+    """
+
+    left: Tensor | None  # (p, p)
+    right: Tensor | None  # (m, m)
+    table: Tensor | None  # (p, m)
+    damping: float
+
+    def damped(self) -> Tensor | None:
+        """Λ + λ, or None for the identity."""
+        return None if self.table is None else self.table + self.damping
+
+    def precondition(self, matrix: Tensor) -> Tensor:
+        """(G + λI)⁻¹ V in the fitted basis: two products on each side and one division."""
+        if self.table is None:
+            return matrix
+        if self.left is None or self.right is None:
+            return matrix / self.damped()
+        return rotate_back(rotate(matrix, self.left, self.right) / self.damped(), self.left, self.right)
+
+    def to(self, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> "LayerFactors":
+        """Convert every tensor."""
+        moved = [t if t is None else t.to(dtype=dtype, device=device) for t in (self.left, self.right, self.table)]
+        return LayerFactors(moved[0], moved[1], moved[2], self.damping)
+
+
+@dataclass(frozen=True)
+class Factors:
+    """All layers of one fitted run."""
+
+    layers: Mapping[str, LayerFactors]
+    num_sequences: int
+    mean_tokens: float
+    config: Mapping[str, Any]
+
+    def __getitem__(self, name: str) -> LayerFactors:
+        try:
+            return self.layers[name]
+        except KeyError:
+            raise ArgumentError(f"factors: no layer {name!r}; fitted are {', '.join(self.layers)}") from None
+
+    def eigenvalues(self, name: str) -> Tensor:
+        """Λ of one layer, shape (p, m), undamped, in units of the Gauss-Newton matrix of the mean loss."""
+        table = self[name].table
+        if table is None:
+            raise ArgumentError("factors: the identity strategy has no eigenvalues")
+        return table
+
+    def precondition(self, name: str, matrix: Tensor) -> Tensor:
+        """(G + λI)⁻¹ V for one layer, V of shape (..., p, m).
+
+        Parameters
+        ----------
+        name : str
+            Layer.
+        matrix : Tensor, shape (..., p, m)
+            Gradient matrices, bias in the last column.
+
+        Returns
+        -------
+        Tensor, shape (..., p, m)
+            In the dtype of the factors.
+
+        Raises
+        ------
+        ShapeError
+            If the last two dimensions differ from those of the fitted layer.
+        """
+        layer = self[name]
+        if layer.table is not None and matrix.shape[-2:] != layer.table.shape:
+            raise ShapeError(f"precondition: layer {name!r} was fitted with shape {tuple(layer.table.shape)}, got {tuple(matrix.shape)}")
+        return layer.precondition(matrix if layer.table is None else matrix.to(layer.table.dtype))
+
+    def operator(self, name: str) -> LinearOperator:
+        """G + λI of one layer as an operator of order p·m (row-major), whose ``solve`` is exact."""
+        layer = self[name]
+        damped = layer.damped()
+        if damped is None:
+            raise ArgumentError("factors: the identity strategy has no operator")
+        eye = [torch.eye(n, dtype=damped.dtype, device=damped.device) for n in damped.shape]
+        left, right = eye[0] if layer.left is None else layer.left, eye[1] if layer.right is None else layer.right
+        return EighKronecker([left, right], damped)
+
+
+def check_against(layers: Mapping[str, TrackedLayer], factors: Factors, run: str) -> None:
+    """Refuse a model whose tracked layers are not those of the factors.
+
+    Parameters
+    ----------
+    layers : mapping of str to TrackedLayer
+        Of the model at hand.
+    factors : Factors
+        As loaded.
+    run : str
+        Where they came from, for the message.
+
+    Raises
+    ------
+    ShapeError
+        Naming the first layer that differs.
+    """
+    for name, layer in layers.items():
+        table = factors[name].table
+        if table is not None and table.shape != (layer.out_features, layer.columns):
+            raise ShapeError(
+                f"score: layer {name!r} has a gradient of shape {(layer.out_features, layer.columns)} but the factors in {run} were "
+                f"fitted on {tuple(table.shape)}: they belong to another model. Fit them again, or leave this layer out with modules=."
+            )
+
+
+def load_factors(folder: Path, manifest: Manifest, *, device: torch.device | str = "cpu") -> Factors:
+    """Read the factors of a finished fit, each file checked against the manifest.
+
+    Parameters
+    ----------
+    folder : Path
+        The run.
+    manifest : Manifest
+        Of that run.
+    device : device, default "cpu"
+        Where the tensors go.
+
+    Returns
+    -------
+    Factors
+        In the dtype they were stored in.
+
+    Raises
+    ------
+    ArgumentError
+        If the fit has not finished.
+    """
+    state = manifest.stages.get("fit", {})
+    if not state.get("done"):
+        raise ArgumentError(f"score: the fit in {folder} has not finished; run fit again, it resumes")
+    damping = parse_damping(manifest.config["damping"])
+    layers: dict[str, LayerFactors] = {}
+    loaded: dict[str, Tensor] = {}
+
+    def read(relative: str, key: str) -> Tensor:
+        path = f"{relative}:{key}"
+        if path not in loaded:
+            loaded[path] = load_tensors(folder / relative, manifest.files[relative], device=str(device))[key]
+        return loaded[path]
+
+    for name, entry in state["layers"].items():
+        left = read(entry["left"], "vectors") if entry.get("left") else None
+        right = read(entry["right"], "vectors") if entry.get("right") else None
+        table = read(entry["table"], "table") if entry.get("table") else None
+        layers[name] = LayerFactors(left, right, table, 0.0 if table is None else float(damping.of(table)))
+        if table is not None and layers[name].damping == 0 and not bool((table > 0).all()):
+            raise ArgumentError(
+                f"damping: layer {name!r} has zero eigenvalues (no gradient reaches part of it) and the damping is zero, so its block cannot "
+                "be inverted; use damping=Absolute(...) or leave the layer out with modules="
+            )
+    return Factors(layers, int(state["num_sequences"]), float(state["mean_tokens"]), manifest.config)
+
+
+def damping_text(damping: Damping) -> str:
+    """Write a damping as the command line does: "0.1" is relative, "abs:1e-3" absolute."""
+    return f"abs:{damping.value!r}" if isinstance(damping, Absolute) else repr(damping.factor)
+
+
+def parse_damping(text: str | float) -> Damping:
+    """Read a damping from "0.1" (relative to each matrix's mean eigenvalue) or "abs:X".
+
+    Parameters
+    ----------
+    text : str or float
+        As on the command line.
+
+    Returns
+    -------
+    Damping
+        Relative or Absolute.
+
+    Raises
+    ------
+    ArgumentError
+        If it is neither.
+    """
+    written = str(text)
+    try:
+        return Absolute(float(written[4:])) if written.startswith("abs:") else Relative(float(written))
+    except ValueError as error:
+        raise ArgumentError(f"damping: expected a number (relative) or abs:NUMBER, got {text!r}") from error

@@ -1,0 +1,263 @@
+"""What the model was trained on: losses that sum over the tokens of a sequence, with labels that can be drawn from the model.
+
+A loss is called as ``loss(model, batch, labels=None)`` and returns per-token negative log-likelihoods, the logits, and which
+positions count. The training objective is the mean over sequences of the sum over tokens; there is no second convention.
+Shapes: B sequences, T positions, V classes.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hesse.errors import ArgumentError, ShapeError
+
+__all__ = ["Batch", "CausalLMLoss", "ClassificationLoss", "Labels", "Loss", "LossOutput", "RegressionLoss", "check_is_likelihood"]
+
+Batch = Mapping[str, Any]
+Labels = Tensor | Callable[[Tensor, Tensor], Tensor]
+"""Targets, or a function (logits, valid) -> targets that draws them; the forward pass is then made only once."""
+
+_FORWARD_KEYS = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "inputs_embeds")
+
+
+class LossOutput(NamedTuple):
+    """Negative log-likelihood of every position, what it was computed from, and where it counts."""
+
+    per_token: Tensor  # (B, T), zero where not valid
+    logits: Tensor  # (B, T, V) aligned with the targets
+    valid: Tensor  # (B, T) bool
+
+
+class Loss(Protocol):
+    """What `Influence` needs to know about the training objective."""
+
+    def __call__(self, model: nn.Module, batch: Batch, labels: Labels | None = None) -> LossOutput:
+        """Per-token loss, logits and valid positions; ``labels`` replaces the data's targets."""
+        ...
+
+    def sample(self, logits: Tensor, uniforms: Tensor) -> Tensor:
+        """Labels drawn from the model's own predictive distribution, from one uniform number (or row of them) a position."""
+        ...
+
+    def uniforms_per_position(self, logits: Tensor) -> int:
+        """How many uniform numbers a label takes."""
+        ...
+
+    def cotangents(self, logits: Tensor, valid: Tensor) -> Iterator[Tensor]:
+        """Columns C of the square root of the output Hessian, Σ C Cᵀ = H, each shaped like the logits."""
+        ...
+
+    def positions(self, batch: Batch, valid: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """(attended, gradient-carrying) positions of the model's own (B, T), or (None, None) without a time axis."""
+        ...
+
+
+def _inverse_cdf(logits: Tensor, uniforms: Tensor) -> Tensor:
+    """Draw a class by inverting the cumulative distribution, in float64 so that the tail of a large vocabulary is reachable."""
+    cumulative = logits.detach().double().softmax(-1).cumsum(-1)
+    drawn = torch.searchsorted(cumulative, uniforms.double() * cumulative[..., -1:])
+    return drawn.squeeze(-1).clamp(max=logits.shape[-1] - 1)
+
+
+def _softmax_columns(logits: Tensor) -> Tensor:
+    """Columns of a square root of diag(p) - p pᵀ: (..., V, V), column c is sqrt(p_c) (e_c - p)."""
+    p = logits.detach().softmax(-1)
+    eye = torch.eye(p.shape[-1], dtype=p.dtype, device=p.device)
+    return (eye - p[..., :, None]) * p.sqrt()[..., None, :]
+
+
+@dataclass(frozen=True, slots=True)
+class CausalLMLoss:
+    """Next-token negative log-likelihood, summed over the supervised tokens of a sequence.
+
+    A batch holds ``input_ids`` (B, T), ``labels`` (B, T) with -100 where a token is not supervised, and optionally
+    ``attention_mask`` and ``position_ids``. Position t predicts token t + 1, so ``labels[:, 0]`` never counts.
+    The model is anything that returns logits (B, T, V), alone or as ``.logits``.
+    """
+
+    def __call__(self, model: nn.Module, batch: Batch, labels: Labels | None = None) -> LossOutput:
+        """Return the per-token loss (B, T - 1), the logits (B, T - 1, V) and the valid positions (B, T - 1)."""
+        logits = _logits(model, batch)[:, :-1]
+        targets = batch["labels"][:, 1:]
+        valid = targets != -100
+        if callable(labels):
+            targets = labels(logits, valid)
+        elif labels is not None:
+            targets = labels[:, 1:]
+        return LossOutput(_cross_entropy(logits, targets, valid), logits, valid)
+
+    def sample(self, logits: Tensor, uniforms: Tensor) -> Tensor:
+        """Draw every next token from the softmax, with the true prefix as context."""
+        return _inverse_cdf(logits, uniforms)
+
+    def uniforms_per_position(self, logits: Tensor) -> int:  # noqa: ARG002
+        """One."""
+        return 1
+
+    def cotangents(self, logits: Tensor, valid: Tensor) -> Iterator[Tensor]:
+        """T x V columns: one backward pass for every position and class, for tests and small heads."""
+        root = _softmax_columns(logits) * valid[..., None, None]
+        for t in range(logits.shape[1]):
+            if bool(valid[:, t].any()):
+                for c in range(logits.shape[2]):
+                    column = torch.zeros_like(logits)
+                    column[:, t] = root[:, t, :, c]
+                    yield column
+
+    def positions(self, batch: Batch, valid: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Non-padding positions, and of these the ones up to the last that predicts a supervised token."""
+        length = valid.shape[1] + 1
+        padded = F.pad(valid, (0, 1))
+        attended = batch.get("attention_mask")
+        attended = torch.ones_like(padded) if attended is None or attended.dim() != 2 else attended.bool()
+        segments = batch.get("segment_ids")
+        if segments is None:
+            steps = torch.arange(length, device=valid.device)
+            last = torch.where(padded, steps, -1).amax(1, keepdim=True)
+            return attended, attended & (steps <= last)
+        attended = attended & (segments >= 0)
+        # packed documents: a position carries gradient if a later position of its own document is supervised
+        later = torch.zeros(int(segments.max()) + 1, dtype=torch.bool, device=valid.device)
+        carries = torch.zeros_like(attended)
+        for t in range(length - 1, -1, -1):
+            owner = segments[:, t]
+            inside = owner >= 0
+            later[owner[inside & padded[:, t]]] = True
+            carries[inside, t] = later[owner[inside]]
+        return attended, carries
+
+
+@dataclass(frozen=True, slots=True)
+class ClassificationLoss:
+    """Cross-entropy of one label an example: the T = 1 case. A batch holds ``inputs`` and ``labels`` (B,)."""
+
+    def __call__(self, model: nn.Module, batch: Batch, labels: Labels | None = None) -> LossOutput:
+        """Return the loss (B, 1), the logits (B, 1, V) and valid positions (B, 1)."""
+        logits = _single_output(model, batch)
+        targets = batch["labels"].reshape(-1, 1)
+        valid = targets != -100
+        if callable(labels):
+            targets = labels(logits, valid)
+        elif labels is not None:
+            targets = labels.reshape(-1, 1)
+        return LossOutput(_cross_entropy(logits, targets, valid), logits, valid)
+
+    def sample(self, logits: Tensor, uniforms: Tensor) -> Tensor:
+        """Draw the class from the softmax."""
+        return _inverse_cdf(logits, uniforms)
+
+    def uniforms_per_position(self, logits: Tensor) -> int:  # noqa: ARG002
+        """One."""
+        return 1
+
+    def cotangents(self, logits: Tensor, valid: Tensor) -> Iterator[Tensor]:
+        """V columns."""
+        root = _softmax_columns(logits) * valid[..., None, None]
+        for c in range(logits.shape[-1]):
+            yield root[..., c]
+
+    def positions(self, batch: Batch, valid: Tensor) -> tuple[Tensor | None, Tensor | None]:  # noqa: ARG002
+        """No time axis."""
+        return None, None
+
+
+@dataclass(frozen=True, slots=True)
+class RegressionLoss:
+    """½ ‖y - f(x)‖², the negative log-likelihood of unit Gaussian noise. A batch holds ``inputs`` and ``labels`` (B,) or (B, V)."""
+
+    def __call__(self, model: nn.Module, batch: Batch, labels: Labels | None = None) -> LossOutput:
+        """Return the loss (B, 1), the outputs (B, 1, V) and valid positions (B, 1)."""
+        outputs = _single_output(model, batch)
+        valid = torch.ones(outputs.shape[:2], dtype=torch.bool, device=outputs.device)
+        given = batch["labels"] if labels is None else labels
+        targets = given(outputs, valid) if callable(given) else given.reshape(outputs.shape)
+        return LossOutput((outputs - targets).square().sum(-1) / 2, outputs, valid)
+
+    def sample(self, logits: Tensor, uniforms: Tensor) -> Tensor:
+        """Add unit Gaussian noise to the outputs."""
+        # the quantile function is infinite at 0: half a step of the generator's grid keeps it finite
+        noise = torch.special.ndtri(uniforms.double().clamp(min=2.0**-54))
+        return logits.detach() + noise.to(logits.dtype)
+
+    def uniforms_per_position(self, logits: Tensor) -> int:
+        """One an output."""
+        return logits.shape[-1]
+
+    def cotangents(self, logits: Tensor, valid: Tensor) -> Iterator[Tensor]:  # noqa: ARG002
+        """The output Hessian is the identity: one column an output."""
+        for c in range(logits.shape[-1]):
+            column = torch.zeros_like(logits)
+            column[..., c] = 1
+            yield column
+
+    def positions(self, batch: Batch, valid: Tensor) -> tuple[Tensor | None, Tensor | None]:  # noqa: ARG002
+        """No time axis."""
+        return None, None
+
+
+def check_is_likelihood(loss: Loss, output: LossOutput, batch: Batch) -> None:
+    """Refuse a user's loss that is a rescaled negative log-likelihood: labels drawn from the model would then give I / c.
+
+    With a loss c·L the sampled-label eigenvalues scale as c² and the true Gauss-Newton matrix as c, so the scores would come out
+    divided by c. A mean over tokens, the default of most training code, is such a rescaling.
+
+    Parameters
+    ----------
+    loss : Loss
+        The user's; the losses of this module pass without a look.
+    output : LossOutput
+        Of the first batch.
+    batch : mapping
+        The first batch.
+
+    Raises
+    ------
+    ArgumentError
+        If the summed loss is not the summed negative log-softmax of its own logits.
+    """
+    if isinstance(loss, (CausalLMLoss, ClassificationLoss, RegressionLoss)):
+        return
+    labels = batch["labels"]
+    targets = labels[:, -output.valid.shape[1] :] if labels.dim() > 1 else labels.reshape(-1, 1)
+    if output.logits.is_floating_point() and targets.is_floating_point():
+        return  # a regression loss of the user's own: there is no softmax to compare with
+    expected = _cross_entropy(output.logits.detach(), targets, output.valid).sum()
+    got = output.per_token.detach().sum()
+    if not torch.isclose(got, expected, rtol=1e-3):
+        raise ArgumentError(
+            f"loss: it sums to {float(got):.6g} on the first batch, but the negative log-likelihood of its own logits to {float(expected):.6g}. "
+            "Factors from sampled labels are valid only for the summed negative log-likelihood: return the loss of every token, "
+            "not a mean and not rescaled, or use fisher='exact'."
+        )
+
+
+def _logits(model: nn.Module, batch: Batch) -> Tensor:
+    inputs = {key: batch[key] for key in _FORWARD_KEYS if key in batch}
+    if "input_ids" in inputs and not hasattr(model, "config"):
+        output = model(inputs["input_ids"])  # a plain module takes token ids alone
+    else:
+        output = model(**inputs, use_cache=False) if hasattr(getattr(model, "config", None), "use_cache") else model(**inputs)
+    logits = output if isinstance(output, Tensor) else output.logits
+    if logits.dim() != 3:
+        raise ShapeError(f"loss: expected logits of shape (B, T, V), got {tuple(logits.shape)}")
+    return logits
+
+
+def _single_output(model: nn.Module, batch: Batch) -> Tensor:
+    output = model(batch["inputs"]) if "inputs" in batch else model(**{k: v for k, v in batch.items() if k != "labels"})
+    logits = output if isinstance(output, Tensor) else output.logits
+    if logits.dim() == 1:
+        logits = logits[:, None]
+    if logits.dim() != 2:
+        raise ShapeError(f"loss: expected outputs of shape (B, V), got {tuple(logits.shape)}")
+    return logits[:, None]
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
+    wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    safe = torch.where(valid, targets, -100)
+    return F.cross_entropy(wide.flatten(0, 1), safe.flatten(), reduction="none", ignore_index=-100).view(targets.shape)
