@@ -28,7 +28,7 @@ def test_module_imports_and_declares_its_names(name):
 
 @pytest.mark.parametrize("name", EXPORTING)
 def test_package_is_a_table_of_contents(name):
-    """Oracle: the rule. No name twice, each of them there and offered by the module that defines it; ruff sorts them."""
+    """Oracle: the rule. No name twice, each there and offered by the module that defines it (ruff sorts them)."""
     package = importlib.import_module(name)
     names = list(package.__all__)
     assert len(names) == len(set(names))

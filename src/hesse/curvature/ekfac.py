@@ -14,7 +14,7 @@ from torch import Tensor
 from hesse.curvature.capture import Captured
 from hesse.errors import ArgumentError
 
-__all__ = ["Absolute", "Damping", "Relative", "rotate", "rotate_back", "rotate_rows", "second_moment", "sequence_gradients"]
+__all__ = ["Absolute", "Damping", "Relative", "rotate", "rotate_back", "rotate_rows", "rotated_gradients", "second_moment", "sequence_gradients"]
 
 _LOOP = 1 << 15  # entries of D from which one product a sequence into a reused buffer beats a batched one: it stays in cache
 
@@ -73,19 +73,24 @@ def rotate_back(matrix: Tensor, left: Tensor, right: Tensor) -> Tensor:
     return left @ matrix @ right.T
 
 
+def rotated_gradients(rows: Captured, left: Tensor, right: Tensor) -> Tensor:
+    """Q_Sᵀ D_n Q_A for every sequence: (B, p, m), rows rotated first where that is cheaper."""
+    if not _rows_first(rows, left, right):
+        return rotate(sequence_gradients(rows).to(left.dtype), left, right)
+    return torch.bmm((rows.grads.to(left.dtype) @ left).transpose(1, 2), rotate_rows(rows, right))
+
+
 def second_moment(rows: Captured, left: Tensor, right: Tensor, out: Tensor, rotated_inputs: Tensor | None = None) -> Tensor | None:
     """Add Σ_n (Q_Sᵀ D_n Q_A)^{∘2} over the sequences of one batch to ``out``.
-
-    Rows are rotated first, 2T(m² + p²) flops a sequence, where that is cheaper than rotating D, 2pm(p + m).
 
     Parameters
     ----------
     rows : Captured
         Inputs and output gradients of one layer.
     left, right : Tensor, shapes (p, p) and (m, m)
-        Q_S and Q_A.
+        Q_S and Q_A, in the dtype of the products.
     out : Tensor, shape (p, m)
-        Changed in place.
+        Changed in place; accumulates in its own dtype.
     rotated_inputs : Tensor, shape (B, T, m), optional
         ã Q_A, if a layer with the same input has computed it.
 
@@ -94,23 +99,27 @@ def second_moment(rows: Captured, left: Tensor, right: Tensor, out: Tensor, rota
     Tensor or None
         ã Q_A for the next layer with the same input, if it was computed.
     """
-    batch, positions, outputs = rows.grads.shape
-    columns = right.shape[0]
-    rotate_first = rotated_inputs is not None or positions * (columns**2 + outputs**2) < outputs * columns * (outputs + columns)
-    if not rotate_first:
-        out += rotate(sequence_gradients(rows).to(out.dtype), left, right).square_().sum(0)
+    if rotated_inputs is None and not _rows_first(rows, left, right):
+        out += rotate(sequence_gradients(rows).to(left.dtype), left, right).square().sum(0, dtype=out.dtype)
         return None
-    grads = rows.grads.to(out.dtype) @ left
+    grads = rows.grads.to(left.dtype) @ left
     if rotated_inputs is None:
         rotated_inputs = rotate_rows(rows, right)
-    if outputs * columns < _LOOP:
-        out += torch.bmm(grads.transpose(1, 2), rotated_inputs).square_().sum(0)
+    if out.numel() < _LOOP:
+        out += torch.bmm(grads.transpose(1, 2), rotated_inputs).square().sum(0, dtype=out.dtype)
         return rotated_inputs
-    buffer = torch.empty_like(out)
-    for n in range(batch):
+    buffer = torch.empty(out.shape, dtype=left.dtype, device=out.device)
+    for n in range(len(grads)):
         torch.mm(grads[n].T, rotated_inputs[n], out=buffer)
-        out.addcmul_(buffer, buffer)
+        wide = buffer.to(out.dtype)
+        out.addcmul_(wide, wide)
     return rotated_inputs
+
+
+def _rows_first(rows: Captured, left: Tensor, right: Tensor) -> bool:
+    """2T(m² + p²) flops a sequence for rotating rows, against 2pm(p + m) for rotating D."""
+    positions, outputs, columns = rows.grads.shape[1], left.shape[0], right.shape[0]
+    return positions * (columns**2 + outputs**2) < outputs * columns * (outputs + columns)
 
 
 def rotate_rows(rows: Captured, right: Tensor) -> Tensor:

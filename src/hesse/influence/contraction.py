@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from hesse.curvature.capture import Captured
+from hesse.curvature.layers import TrackedLayer
 from hesse.errors import ArgumentError
 from hesse.linalg.rsvd import rsvd
 
-__all__ = ["DenseQueries", "LowRankQueries", "QueryMatrices", "compress", "contract", "contract_tokens"]
+__all__ = ["DenseQueries", "LowRankQueries", "QueryMatrices", "contract", "contract_tokens", "empty_queries", "put"]
 
 _BLOCK_BYTES = 64 << 20  # low-rank queries are expanded this much at a time
 
@@ -30,13 +31,6 @@ class DenseQueries:
 
     weight: Tensor  # (Q, p, inputs)
     bias: Tensor | None  # (Q, p)
-
-    @classmethod
-    def split(cls, matrices: Tensor, has_bias: bool, dtype: torch.dtype) -> "DenseQueries":
-        """Take matrices (Q, p, m) apart."""
-        if not has_bias:
-            return cls(matrices.to(dtype).contiguous(), None)
-        return cls(matrices[..., :-1].to(dtype).contiguous(), matrices[..., -1].to(dtype).contiguous())
 
     def __len__(self) -> int:
         return len(self.weight)
@@ -57,29 +51,64 @@ class LowRankQueries:
 QueryMatrices = DenseQueries | LowRankQueries
 
 
-def compress(matrices: Tensor, rank: int, *, dtype: torch.dtype, seed: int) -> LowRankQueries:
-    """Truncate P_q by a randomised SVD after preconditioning (two power iterations, oversampling 8).
+def empty_queries(layer: TrackedLayer, count: int, rank: int | None, dtype: torch.dtype, device: torch.device) -> QueryMatrices:
+    """Room for ``count`` queries of one layer: at low rank in bfloat16 (float64 stays), or in full if the rank is no less than the matrix.
 
     Parameters
     ----------
-    matrices : Tensor, shape (Q, p, m)
-        Preconditioned gradients.
-    rank : int
-        r < min(p, m).
+    layer : TrackedLayer
+        Gives p and m.
+    count : int
+        Q.
+    rank : int, optional
+        r; None for full rank.
     dtype : dtype
-        Of what is kept; bfloat16 halves memory at no visible loss beside that of the truncation.
-    seed : int
-        Of the test matrix, the same for every query, so that a query's factors do not depend on its company.
+        Of the products.
+    device : device
+        Of the products.
 
     Returns
     -------
-    LowRankQueries
-        With the captured Frobenius fraction of every query.
+    QueryMatrices
+        To be filled by `put`.
     """
+    p, m = layer.out_features, layer.columns
+    if rank is None or rank >= min(p, m):
+        bias = torch.empty(count, p, dtype=dtype, device=device) if layer.has_bias else None
+        return DenseQueries(torch.empty(count, p, layer.in_features, dtype=dtype, device=device), bias)
+    kept = torch.float64 if dtype == torch.float64 else torch.bfloat16
+    left, right = (torch.empty(count, n, rank, dtype=kept, device=device) for n in (p, m))
+    return LowRankQueries(left, right, torch.empty(count, dtype=torch.float32, device=device))
+
+
+def put(queries: QueryMatrices, first: int, matrices: Tensor, *, seed: int) -> None:
+    """Store preconditioned gradients from row ``first`` on, truncated by a randomised SVD if the room is for low rank.
+
+    The SVD comes after preconditioning (two power iterations, oversampling 8): the division by Λ does not keep the rank of the raw gradient.
+
+    Parameters
+    ----------
+    queries : QueryMatrices
+        From `empty_queries`.
+    first : int
+        Row.
+    matrices : Tensor, shape (B, p, m)
+        P_q.
+    seed : int
+        Of the test matrix, the same for every query, so that a query's factors do not depend on its company.
+    """
+    rows = slice(first, first + len(matrices))
+    if isinstance(queries, DenseQueries):
+        queries.weight[rows] = matrices[..., : queries.weight.shape[-1]]
+        if queries.bias is not None:
+            queries.bias[rows] = matrices[..., -1]
+        return
     generator = torch.Generator(device=matrices.device).manual_seed(seed)
-    result = rsvd(matrices, rank, num_power_steps=2, oversampling=8, generator=generator)
-    root = result.S.sqrt()[:, None, :]
-    return LowRankQueries((result.U * root).to(dtype), (result.V * root).to(dtype), result.captured)
+    result = rsvd(matrices, queries.left.shape[-1], num_power_steps=2, oversampling=8, generator=generator)
+    root = result.S.sqrt()[:, None, :]  # split evenly, so that both halves survive bfloat16
+    queries.left[rows] = (result.U * root).to(queries.left.dtype)
+    queries.right[rows] = (result.V * root).to(queries.right.dtype)
+    queries.captured[rows] = result.captured.to(queries.captured.dtype)
 
 
 def contract(rows: Captured, queries: QueryMatrices, dtype: torch.dtype) -> Tensor:

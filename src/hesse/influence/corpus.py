@@ -9,10 +9,11 @@ import json
 import math
 import mmap
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ import numpy as np
 import torch
 
 from hesse.errors import ArgumentError, ArtifactError
-from hesse.influence.sequences import IGNORED, Sequence
+from hesse.influence.run import open_folder
+from hesse.influence.sequences import IGNORED, Sequence, fingerprint
 from hesse.io import (
     FileEntry,
     atomic_writer,
@@ -29,10 +31,11 @@ from hesse.io import (
     load_tensors,
     make_folder,
     read_manifest,
+    run_lock,
     save_tensors,
 )
 
-__all__ = ["Corpus", "open_corpus", "save_corpus", "split_pieces"]
+__all__ = ["Corpus", "find_corpus", "keep_corpus", "open_corpus", "save_corpus", "split_pieces"]
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -57,7 +60,7 @@ def save_corpus(run_dir: Path | str, name: str, sequences: Items[Sequence]) -> d
     Raises
     ------
     ArgumentError
-        If the name is not allowed, there is no sequence, or an id repeats.
+        If the name is not allowed, there is no sequence, an id repeats, or labels are not those of `Sequence`.
     WriteError
         If the operating system refuses.
 
@@ -70,6 +73,9 @@ def save_corpus(run_dir: Path | str, name: str, sequences: Items[Sequence]) -> d
         raise ArgumentError("sequences: there is nothing to save")
     if len({sequence.id for sequence in sequences}) < len(sequences):
         raise ArgumentError("sequences: an id occurs twice")
+    for sequence in sequences:
+        if ((sequence.labels != IGNORED) & (sequence.labels != sequence.input_ids)).any():
+            raise ArgumentError(f"sequences: {sequence.id!r} has labels that are neither its input_ids nor {IGNORED}")
     folder = Path(run_dir) / "corpus" / name
     make_folder(folder)
     lines = [0]
@@ -91,6 +97,45 @@ def save_corpus(run_dir: Path | str, name: str, sequences: Items[Sequence]) -> d
         folder / "tokens.safetensors", {key: torch.from_numpy(value) for key, value in tensors.items()}
     )
     return {f"corpus/{name}/texts.jsonl": writer.entry, f"corpus/{name}/tokens.safetensors": entry}
+
+
+def keep_corpus(run_dir: Path | str, name: str, sequences: Items[Sequence]) -> None:
+    """Save texts into a run and enter them in its manifest, unless it has these under this name already.
+
+    Parameters
+    ----------
+    run_dir : Path or str
+        A run that exists.
+    name : str
+        As for `save_corpus`. What it held before is replaced.
+    sequences : sequence of Sequence
+        What was scored or asked.
+    """
+    mark = fingerprint(sequences)
+    with run_lock(run_dir):
+        run = open_folder(run_dir)
+        kept = run.stage("corpus")
+        if kept.get(name) != mark:
+            run.commit({"corpus": {**kept, name: mark}}, save_corpus(run_dir, name, sequences))
+
+
+def find_corpus(run_dir: Path | str, mark: str) -> "Corpus | None":
+    """Open the texts with this fingerprint, whatever their name.
+
+    Parameters
+    ----------
+    run_dir : Path or str
+        A run.
+    mark : str
+        From `hesse.influence.sequences.fingerprint`; scores record it of their queries and of their data.
+
+    Returns
+    -------
+    Corpus or None
+        None if the run does not keep them.
+    """
+    names = [name for name, kept in open_folder(run_dir).stage("corpus").items() if kept == mark]
+    return open_corpus(run_dir, names[0]) if names else None
 
 
 def open_corpus(run_dir: Path | str, name: str) -> "Corpus":
@@ -147,23 +192,73 @@ class Corpus:
         return [bytes(part).decode() for part in _parts(self.arrays, "rows")]
 
     def text(self, name: str) -> str | None:
-        """Return the text of one sequence, or None if it came as token ids without a tokenizer."""
+        """Return the text of one sequence.
+
+        Parameters
+        ----------
+        name : str
+            Id of a sequence.
+
+        Returns
+        -------
+        str or None
+            None if it came as token ids without a tokenizer.
+        """
         return self._line(self._place(name))["text"]
 
     def metadata(self, name: str) -> dict[str, Any]:
-        """Return the further keys of the row this sequence is from."""
+        """Return what else the row of this sequence held.
+
+        Parameters
+        ----------
+        name : str
+            Id of a sequence.
+
+        Returns
+        -------
+        dict
+            Its further keys.
+        """
         return self._line(self._place(name))["metadata"]
 
     def pieces(self, name: str) -> list[str]:
-        """Return one string a token, which together are the text; empty for a special token or half a character."""
+        """Return one string a token, which together are the text.
+
+        Parameters
+        ----------
+        name : str
+            Id of a sequence.
+
+        Returns
+        -------
+        list of str
+            T pieces; empty for a special token or a part of a character.
+        """
         return _pieces(self.sequence(name))
 
     def sequence(self, name: str) -> Sequence:
-        """Return the sequence as it was saved."""
+        """Return the sequence as it was saved.
+
+        Parameters
+        ----------
+        name : str
+            Id of a sequence.
+
+        Returns
+        -------
+        Sequence
+            Equal in ids, tokens, labels, text and spans.
+        """
         return self._sequence(self._place(name))
 
     def sequences(self) -> list[Sequence]:
-        """Return all of them, in order; this reads everything."""
+        """Return all of them; this reads everything.
+
+        Returns
+        -------
+        list of Sequence
+            In order.
+        """
         return [self._sequence(i) for i in range(len(self))]
 
     def sequences_of(self, row: str) -> list[str]:
@@ -189,7 +284,18 @@ class Corpus:
         return [self.ids[i] for i in self._rows[row]]
 
     def row_text(self, row: str) -> str | None:
-        """Return the text of a whole row, its chunks put together; None if a chunk has none."""
+        """Return the text of a whole row, its chunks put together.
+
+        Parameters
+        ----------
+        row : str
+            Id of a row.
+
+        Returns
+        -------
+        str or None
+            None if a chunk has none.
+        """
         texts = [self.text(name) for name in self.sequences_of(row)]
         return None if any(text is None for text in texts) else "".join(text or "" for text in texts)
 
@@ -283,15 +389,13 @@ def _ragged(name: str, parts: list[np.ndarray], dtype: Any) -> dict[str, np.ndar
 
 
 def _parts(arrays: Mapping[str, np.ndarray], name: str) -> Iterator[np.ndarray]:
-    starts = arrays[f"{name}.starts"]
-    return (arrays[name][start:stop] for start, stop in zip(starts[:-1], starts[1:], strict=True))
+    return (arrays[name][start:stop] for start, stop in pairwise(arrays[f"{name}.starts"]))
 
 
 def _plain(value: Any) -> Any:
     # JSON has no NaN, dates, bytes or arrays: their text says what they were
-    convert: Callable[[Any], Any] | None = getattr(value, "tolist", None)
-    if convert is not None:
-        value = convert()
+    if isinstance(value, (np.ndarray, np.generic)):
+        value = value.tolist()
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

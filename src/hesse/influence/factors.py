@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hesse.curvature.ekfac import Absolute, Damping, Relative, rotate, rotate_back
+from hesse.curvature.capture import Captured
+from hesse.curvature.ekfac import Absolute, Damping, Relative, rotate, rotate_back, rotated_gradients, sequence_gradients
 from hesse.curvature.layers import TrackedLayer
 from hesse.errors import ArgumentError, ShapeError
 from hesse.io import Manifest, load_tensors
@@ -44,6 +45,12 @@ class LayerFactors:
         if self.left is None or self.right is None:
             return matrix / self.damped()
         return rotate_back(rotate(matrix, self.left, self.right) / self.damped(), self.left, self.right)
+
+    def precondition_rows(self, rows: Captured, dtype: torch.dtype) -> Tensor:
+        """(G + λI)⁻¹ D_n of every sequence of a batch, (B, p, m), without forming D_n where rotating its rows is cheaper."""
+        if self.table is None or self.left is None or self.right is None:
+            return self.precondition(sequence_gradients(rows).to(dtype))
+        return rotate_back(rotated_gradients(rows, self.left, self.right).div_(self.damped()), self.left, self.right)
 
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> "LayerFactors":
         """Convert every tensor."""

@@ -33,15 +33,15 @@ def load_model(
     Parameters
     ----------
     name_or_path : str or Path
-        A folder with config and weights; a ``.gguf`` file, or a folder whose only model is one; or a hub id. A path that
-        exists is never looked up on the hub.
+        A folder with config and weights; a ``.gguf`` file, or a folder whose only model is one; or a hub id. A path
+        that exists is never looked up on the hub.
     dtype : {"float32", "bfloat16", "float64"}, default "float32"
         Precision of the weights. GGUF weights are unpacked to it.
     revision : str, optional
         Branch, tag or commit on the hub. Default: its main branch.
     trust_remote_code : bool, default False
-        Run Python code that comes with the model. It needs ``revision`` to be a full commit, so that the code run is the
-        code that was read.
+        Run Python code that comes with the model. It needs ``revision`` to be a full commit, so that the code run is
+        the code that was read.
     attention : str, default "sdpa"
         Attention implementation: torch's own, which has no further dependency.
     device : str, optional
@@ -166,7 +166,10 @@ def _load(kind: Any, where: dict[str, Any], name: str | Path, options: dict[str,
         return kind.from_pretrained(**where, **options)
     except SafetensorError as error:
         raise ArtifactError(f"model: the weights in {name} are damaged ({error}); fetch or save them again") from error
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:
+        # tokenizers raises a bare Exception for a malformed file; anything else is a fault that must show
+        if not isinstance(error, (OSError, ValueError, KeyError, ImportError)) and type(error) is not Exception:
+            raise
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         hint = (
             ""

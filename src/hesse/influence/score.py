@@ -16,9 +16,9 @@ from torch import Tensor
 
 from hesse._progress import progress
 from hesse.curvature.capture import Captured
-from hesse.curvature.ekfac import rotate, sequence_gradients
+from hesse.curvature.ekfac import rotated_gradients, sequence_gradients
 from hesse.errors import MemoryLimitError, NumericalError
-from hesse.influence.contraction import DenseQueries, LowRankQueries, QueryMatrices, compress, contract, contract_tokens
+from hesse.influence.contraction import DenseQueries, LowRankQueries, QueryMatrices, contract, contract_tokens, empty_queries, put
 from hesse.influence.examples import Examples, plan_batches, plan_units
 from hesse.influence.factors import Factors
 from hesse.influence.fit import file_name
@@ -85,21 +85,21 @@ def prepare_queries(
     """
     numbers = list(range(len(queries))) if chosen is None else list(chosen)
     _check_memory(run_pass, len(numbers), settings, dtype)
-    parts: dict[str, list[QueryMatrices]] = {name: [] for name in run_pass.layers}
-    sign = 1.0 if measurement is None else -1.0
+    kept: dict[str, QueryMatrices] = {}
+    done = 0
 
     def consume(rows: Captured) -> None:
         name = rows.layer.name
         factor = factors[name]
         wide = dtype if factor.table is None else factor.table.dtype
-        inverse = factor.precondition(sequence_gradients(rows).to(wide)) * sign
-        if not bool(torch.isfinite(inverse).all()):
+        inverse = factor.precondition_rows(rows, wide)
+        if measurement is not None:
+            inverse.neg_()
+        if not bool(torch.isfinite(inverse.sum())):
             raise NumericalError(f"score: the preconditioned gradient of a query in layer {name!r} holds NaN or Inf")
-        if settings.rank is not None and settings.rank < min(inverse.shape[1:]):
-            kept = torch.float64 if dtype == torch.float64 else torch.bfloat16
-            parts[name].append(compress(inverse, settings.rank, dtype=kept, seed=run_pass.seed))
-        else:
-            parts[name].append(DenseQueries.split(inverse, rows.layer.has_bias, dtype))
+        if name not in kept:
+            kept[name] = empty_queries(rows.layer, len(numbers), settings.rank, dtype, inverse.device)
+        put(kept[name], done, inverse, seed=run_pass.seed)
 
     budget = min(settings.batch_tokens, 2048)  # a batch of full-rank gradients is held at once
     with run_pass.open(consume), progress("queries", len(numbers), unit="queries", enabled=settings.show_progress) as advance:
@@ -109,8 +109,9 @@ def prepare_queries(
                 run_pass.empirical(batch, [queries.ids[i] for i in indices])
             else:
                 run_pass.measured(batch, measurement)
+            done += len(indices)
             advance(len(indices))
-    return {name: _joined(pieces) for name, pieces in parts.items()}
+    return {name: kept[name] for name in run_pass.layers}
 
 
 def score_units(
@@ -288,16 +289,11 @@ def self_scores(run_pass: Pass, factors: Factors, examples: Examples, settings: 
 
     def consume(rows: Captured) -> None:
         factor = factors[rows.layer.name]
-        gradient = sequence_gradients(rows)
         damped = factor.damped()
-        if damped is not None:
-            gradient = gradient.to(damped.dtype)
-            if factor.left is not None and factor.right is not None:
-                gradient = rotate(gradient, factor.left, factor.right)
-            value = (gradient.square() / damped).sum((1, 2))
-        else:
-            value = gradient.square().sum((1, 2))
-        out[places] += value.double().cpu()
+        rotates = factor.left is not None and factor.right is not None
+        gradient = rotated_gradients(rows, factor.left, factor.right) if rotates else sequence_gradients(rows)
+        squares = gradient.square() if damped is None else gradient.square() / damped
+        out[places] += squares.sum((1, 2), dtype=torch.float64).cpu()
 
     with run_pass.open(consume), progress("self-influence", len(examples), unit="sequences", enabled=settings.show_progress) as advance:
         for unit in plan_units(len(examples), settings.unit_size):
@@ -344,13 +340,6 @@ def _in_order(lengths: Items[int], numbers: Items[int], budget: int) -> Iterator
         batch.append(number)
     if batch:
         yield batch
-
-
-def _joined(pieces: list[Any]) -> QueryMatrices:
-    if isinstance(pieces[0], LowRankQueries):
-        return LowRankQueries(*(torch.cat([getattr(piece, key) for piece in pieces]) for key in ("left", "right", "captured")))
-    bias = None if pieces[0].bias is None else torch.cat([piece.bias for piece in pieces])
-    return DenseQueries(torch.cat([piece.weight for piece in pieces]), bias)
 
 
 def _query_bytes(run_pass: Pass, count: int, settings: ScoreSettings, dtype: torch.dtype) -> int:

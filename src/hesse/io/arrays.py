@@ -117,8 +117,10 @@ class ArrayWriter:
         self._done: list[tuple[int, int, int, int]] = []  # rectangles, half open
 
     def __enter__(self) -> Self:
-        self._writer = self._stack.enter_context(atomic_writer(self.path))
-        self._writer.write_at(self._header, 0)
+        with ExitStack() as stack:  # closes the file again if the head cannot be written
+            self._writer = stack.enter_context(atomic_writer(self.path))
+            self._writer.write_at(self._header, 0)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hesse.errors import ArgumentError, HesseError
 from hesse.io import calls
-from hesse.io.checksum import FileEntry, hash_file, new_hasher
+from hesse.io.checksum import FileEntry, hash_fd, new_hasher
 
 __all__ = [
     "FileWriter",
@@ -137,16 +137,10 @@ class FileWriter:
         with writing(self._path):
             _write_all(self._fd, memoryview(data), offset)
 
-    def finish(self, temporary: Path) -> None:
-        """Work out the entry; ``atomic_writer`` calls it, nobody else needs to.
-
-        Parameters
-        ----------
-        temporary : Path
-            Where the bytes are now.
-        """
+    def finish(self) -> None:
+        """Work out the entry; ``atomic_writer`` calls it, nobody else needs to."""
         if self._by_offset:
-            self._entry = FileEntry(temporary.stat().st_size, hash_file(temporary))
+            self._entry = FileEntry(os.fstat(self._fd).st_size, hash_fd(self._fd))
         else:
             self._entry = FileEntry(self._size, self._hasher.hexdigest())
 
@@ -215,7 +209,7 @@ def atomic_writer(path: str | os.PathLike[str]) -> Generator[FileWriter, None, N
             yield writer
             with writing(path):
                 calls.sync(fd)
-                writer.finish(temporary)
+                writer.finish()
         finally:
             with writing(path):
                 calls.close(fd)

@@ -9,7 +9,7 @@ import json
 import os
 import stat
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -29,6 +29,7 @@ __all__ = [
     "check_file",
     "checked_fd",
     "hash_bytes",
+    "hash_fd",
     "hash_file",
     "hash_tensors",
     "new_hasher",
@@ -133,19 +134,38 @@ def _regular_fd(path: Path) -> Generator[int, None, None]:
             raise ArtifactError(f"{path}: expected a plain file, found something else. Remove it.")
         yield fd
     finally:
-        calls.close(fd)
+        with suppress(OSError):  # nothing was written, so nothing can be lost
+            calls.close(fd)
 
 
-def _hash_fd(fd: int, path: Path, algorithm: Algorithm) -> str:
+def hash_fd(fd: int, algorithm: Algorithm = "xxh3") -> str:
+    """Return the checksum of an open file, from its start; an OSError of the disk passes through.
+
+    Parameters
+    ----------
+    fd : int
+        A descriptor that may be read; its position is at the end afterwards.
+    algorithm : {"xxh3", "sha256"}, default "xxh3"
+        Which checksum.
+
+    Returns
+    -------
+    str
+        Hexadecimal digits: 32 or 64.
+    """
     hasher = new_hasher(algorithm)
     buffer = memoryview(bytearray(CHUNK_BYTES))
+    os.lseek(fd, 0, os.SEEK_SET)
+    while count := calls.read_into(fd, buffer):
+        hasher.update(buffer[:count])
+    return hasher.hexdigest()
+
+
+def _hash_path(fd: int, path: Path, algorithm: Algorithm) -> str:
     try:
-        os.lseek(fd, 0, os.SEEK_SET)
-        while count := calls.read_into(fd, buffer):
-            hasher.update(buffer[:count])
+        return hash_fd(fd, algorithm)
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read: {error}. Check the disk. {RECOMPUTE}") from error
-    return hasher.hexdigest()
 
 
 def hash_file(path: str | os.PathLike[str], algorithm: Algorithm = "xxh3") -> str:
@@ -170,7 +190,7 @@ def hash_file(path: str | os.PathLike[str], algorithm: Algorithm = "xxh3") -> st
     """
     path = Path(path)
     with _regular_fd(path) as fd:
-        return _hash_fd(fd, path, algorithm)
+        return _hash_path(fd, path, algorithm)
 
 
 @contextmanager
@@ -201,11 +221,11 @@ def checked_fd(path: Path, entry: FileEntry | None, *, sha256: bool = False) -> 
             size = os.fstat(fd).st_size
             if size != entry.size:
                 raise ArtifactError(f"{path}: damaged: {size:,} bytes, the manifest says {entry.size:,}. {RECOMPUTE}")
-            found = _hash_fd(fd, path, "xxh3")
+            found = _hash_path(fd, path, "xxh3")
             if found != entry.xxh3:
                 raise ArtifactError(f"{path}: damaged: xxh3 is {found}, the manifest says {entry.xxh3}. {RECOMPUTE}")
             if sha256 and entry.sha256 is not None:
-                found = _hash_fd(fd, path, "sha256")
+                found = _hash_path(fd, path, "sha256")
                 if found != entry.sha256:
                     raise ArtifactError(
                         f"{path}: altered: sha256 is {found}, the manifest says {entry.sha256}. {RECOMPUTE}"

@@ -87,7 +87,7 @@ def _is_at(fd: int, path: Path) -> bool:
 
 def _who(fd: int, path: Path) -> str:
     text = os.pread(fd, 512, 0).decode("utf-8", "replace")
-    pid_match, host_match = re.search(r'"pid": ([0-9]{1,9})', text), re.search(r'"host": "([A-Za-z0-9._-]*)"', text)
+    pid_match, host_match = re.search(r'"pid": ([0-9]{1,9})\b', text), re.search(r'"host": "([A-Za-z0-9._-]*)"', text)
     if pid_match is None or host_match is None:  # the holder has the lock and has not yet signed it
         return f"{path.parent}: another process is writing to this run. Wait for it to end."
     pid, host = int(pid_match[1]), host_match[1]

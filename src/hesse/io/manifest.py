@@ -31,7 +31,7 @@ __all__ = [
 SCHEMA = 1
 """Version of the layout that this hesse writes; it reads this one and, from 2 on, the earlier ones."""
 
-MAX_MANIFEST_BYTES = 8 << 20  # about 60,000 files; a hostile one then takes less than 64 MiB of memory
+MAX_MANIFEST_BYTES = 4 << 20  # about 35,000 files; a hostile one then takes less than 64 MiB of memory
 FIELDS = {"kind", "config", "parents", "stages", "files", "schema", "created_by"}
 
 

@@ -63,7 +63,8 @@ def square_operator(call: str, operator: LinearOperator | Tensor, *, symmetric: 
     if symmetric:
         if not found.is_symmetric:
             raise ArgumentError(
-                f"{call}: {type(found).__name__} is not declared symmetric; construct it with is_symmetric=True if it is"
+                f"{call}: {type(found).__name__} is not declared symmetric; "
+                "if it is, construct it with is_symmetric=True"
             )
         found.validate_symmetry()
     return found

@@ -1,7 +1,7 @@
 """From whatever has a shape and a product to a LinearOperator, and back to SciPy."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import scipy.sparse
@@ -14,6 +14,11 @@ from hesse.linalg.basic import Dense, FunctionOperator, Sparse
 from hesse.linalg.operator import LinearOperator
 
 __all__ = ["as_linear_operator", "to_scipy"]
+
+
+class _Flags(TypedDict):
+    is_symmetric: bool
+    is_psd: bool
 
 
 def as_linear_operator(
@@ -59,7 +64,7 @@ def as_linear_operator(
     ShapeError
         If a callable comes without ``shape``, or a peer's shape is not (..., m, n).
     """
-    flags = {"is_symmetric": is_symmetric, "is_psd": is_psd}
+    flags = _Flags(is_symmetric=is_symmetric, is_psd=is_psd)
     if isinstance(matrix, LinearOperator):
         if (is_symmetric and not matrix.is_symmetric) or (is_psd and not matrix.is_psd):
             return _relabelled(matrix, is_psd=is_psd).to(device, dtype)
@@ -72,11 +77,12 @@ def as_linear_operator(
     if scipy.sparse.issparse(matrix):
         csr = scipy.sparse.csr_array(matrix)
         csr.sum_duplicates()
+        size = matrix.shape
         return Sparse.from_csr(
             torch.from_numpy(csr.indptr.astype(np.int64)).to(device),
             torch.from_numpy(csr.indices.astype(np.int64)).to(device),
             _from_numpy(csr.data).to(device=device, dtype=dtype),
-            (csr.shape[0], csr.shape[1]),
+            (size[0], size[1]),
             **flags,
         )
     if isinstance(matrix, scipy.sparse.linalg.LinearOperator):
@@ -87,10 +93,11 @@ def as_linear_operator(
         if shape is None:
             raise ShapeError("as_linear_operator: a callable needs shape=(m, n)")
         return FunctionOperator(
-            matrix, shape, dtype=dtype or torch.float32, device=device or "cpu", rmatmat_fn=rmatmat_fn, **flags
+            cast(Callable[..., Tensor], matrix), shape, dtype=dtype or torch.float32, device=device or "cpu", rmatmat_fn=rmatmat_fn, **flags
         )
     raise ArgumentTypeError(
-        f"as_linear_operator: expected a tensor, array, sparse matrix, operator or function, got {type(matrix).__name__}"
+        "as_linear_operator: expected a tensor, array, sparse matrix, operator or function, "
+        f"got {type(matrix).__name__}"
     )
 
 
@@ -128,7 +135,8 @@ def to_scipy(operator: LinearOperator) -> scipy.sparse.linalg.LinearOperator:
 
         return run
 
-    return scipy.sparse.linalg.LinearOperator(
+    wrapper: Any = scipy.sparse.linalg.LinearOperator  # SciPy's own stubs know the subclass only
+    return wrapper(
         shape=operator.shape,
         dtype=kind,
         matvec=through(operator.matmat),
@@ -163,6 +171,10 @@ class _ScipyProduct(LinearOperator):
         return self._matmat(y) if self.is_symmetric else self._through(self.base.rmatmat, y)
 
 
+def _product_of(peer: Any) -> Callable[[Tensor], Tensor]:
+    return peer.matmul if hasattr(peer, "matmul") else peer.__matmul__
+
+
 def _from_numpy(array: np.ndarray) -> Tensor:
     if array.dtype.kind in "iub":
         array = array.astype(np.float64)
@@ -181,18 +193,18 @@ def _relabelled(operator: LinearOperator, *, is_psd: bool) -> LinearOperator:
 
 
 def _from_peer(
-    peer: Any, dtype: torch.dtype | None, device: torch.device | str | None, flags: dict[str, bool]
+    peer: Any, dtype: torch.dtype | None, device: torch.device | str | None, flags: _Flags
 ) -> LinearOperator:
     size = tuple(peer.shape)
     if len(size) < 2:
         raise ShapeError(f"as_linear_operator: {type(peer).__name__} has shape {size}, expected (..., m, n)")
-    multiply = peer.matmul if hasattr(peer, "matmul") else peer.__matmul__
+    multiply = _product_of(peer)
     adjoint: Callable[[Tensor], Tensor] | None = None
     for name in ("adjoint", "mH", "H", "T"):
         flipped = getattr(peer, name, None)
         if flipped is not None:
             turned = flipped() if callable(flipped) and not hasattr(flipped, "shape") else flipped
-            adjoint = turned.matmul if hasattr(turned, "matmul") else turned.__matmul__
+            adjoint = _product_of(turned)
             break
     own_dtype = dtype or getattr(peer, "dtype", None) or torch.float32
     own_device = device or getattr(peer, "device", None) or "cpu"

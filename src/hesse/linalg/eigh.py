@@ -247,7 +247,7 @@ class EighKronecker(LinearOperator):
         p = len(self.bases)
         if v.shape[-p:] != self.sizes or v.dtype != self.dtype or v.device != self.device:
             raise ShapeError(
-                f"EighKronecker.{name}: expected (..., {', '.join(map(str, self.sizes))}) {self.dtype} on {self.device}, "
+                f"EighKronecker.{name}: expected (..., *{self.sizes}) {self.dtype} on {self.device}, "
                 f"got {tuple(v.shape)} {v.dtype} on {v.device}"
             )
         if self.batch_shape:
@@ -257,10 +257,10 @@ class EighKronecker(LinearOperator):
             return left @ ((left.mH @ v @ right.conj()) * table) @ right.mT
         lead = v.ndim - p
         for i, q in enumerate(self.bases):
-            v = torch.tensordot(v, q.conj(), dims=([lead + i], [0])).movedim(-1, lead + i)
+            v = (v.movedim(lead + i, -1) @ q.conj()).movedim(-1, lead + i)
         v = v * table
         for i, q in enumerate(self.bases):
-            v = torch.tensordot(v, q, dims=([lead + i], [1])).movedim(-1, lead + i)
+            v = (v.movedim(lead + i, -1) @ q.mT).movedim(-1, lead + i)
         return v
 
 

@@ -143,7 +143,7 @@ class LowRankPlusDiagonal(LinearOperator):
         return True
 
     def _capacitance(self) -> tuple[Tensor, Tensor]:
-        """Return D⁻¹U and I + S V^H D⁻¹ U."""
+        # D⁻¹U and I + S V^H D⁻¹ U
         if bool((self.values == 0).any()):
             raise SingularError("LowRankPlusDiagonal: Woodbury needs a diagonal without zeros; add a shift")
         scaled = self.left / self.values.unsqueeze(-1)

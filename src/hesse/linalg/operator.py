@@ -434,7 +434,7 @@ class LinearOperator(ABC):
         return self._diagonal()
 
     def trace(self) -> Tensor:
-        """Sum the diagonal, exactly; for an estimate see `hesse.linalg.hutchinson`.
+        """Sum the diagonal, exactly; for an estimate see `hesse.linalg.trace`.
 
         Returns
         -------

@@ -1,4 +1,4 @@
-"""The leading singular triplets of a matrix, a stack of matrices or an operator, from a few products with random blocks.
+"""The leading singular triplets of a matrix, a stack of matrices or an operator, by products with random blocks.
 
 Shapes: A is (..., M, N); K rank asked for; L = K + oversampling columns of the random block.
 """
@@ -113,7 +113,9 @@ def _matrix_shape(matrix: Tensor | LinearOperator) -> tuple[int, int]:
         shape = matrix.shape
     elif isinstance(matrix, Tensor):
         if not (matrix.is_floating_point() or matrix.is_complex()):
-            raise ArgumentTypeError(f"rsvd: expected a floating or complex tensor, got {matrix.dtype}; convert it first")
+            raise ArgumentTypeError(
+                f"rsvd: expected a floating or complex tensor, got {matrix.dtype}; convert it first"
+            )
         if matrix.ndim < 2:
             raise ShapeError(f"rsvd: expected a matrix (..., m, n), got shape {tuple(matrix.shape)}")
         shape = (matrix.shape[-2], matrix.shape[-1])
@@ -125,7 +127,11 @@ def _matrix_shape(matrix: Tensor | LinearOperator) -> tuple[int, int]:
 
 
 def _range_svd(
-    matrix: Tensor | LinearOperator, shape: tuple[int, int], width: int, num_power_steps: int, generator: Generator | None
+    matrix: Tensor | LinearOperator,
+    shape: tuple[int, int],
+    width: int,
+    num_power_steps: int,
+    generator: Generator | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     wide = wide_dtype(matrix.dtype)
 

@@ -429,7 +429,7 @@ def _first(name: str, operators: Sequence[LinearOperator]) -> LinearOperator:
 def _require_alike(name: str, left: LinearOperator, right: LinearOperator) -> None:
     if left.dtype != right.dtype or left.device != right.device:
         raise ShapeError(
-            f"{name}: operators are {left.dtype} on {left.device} and {right.dtype} on {right.device}; convert one by .to"
+            f"{name}: operators are {left.dtype} on {left.device} and {right.dtype} on {right.device}; convert by .to"
         )
 
 

@@ -1,0 +1,88 @@
+"""`hesse influence fit`: measure the curvature of a model on its training data, once."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from hesse.cli._report import emit_json, say
+
+__all__ = ["fit"]
+
+Strategy = Literal["ekfac", "kfac", "diagonal", "identity"]
+Fisher = Literal["sampled", "empirical", "exact"]
+Positions = Literal["gradient", "attended"]
+Dtype = Literal["float32", "bfloat16", "float64"]
+
+
+def fit(
+    model: Annotated[str, typer.Argument(help="Folder, .gguf file or Hugging Face id of a causal language model.")],
+    data: Annotated[
+        str, typer.Option("--data", help="Training data: .jsonl, .txt, .parquet, or a data set's folder or id.")
+    ],
+    run: Annotated[Path, typer.Option("--run", help="Folder of the run; made if missing.")],
+    modules: Annotated[str, typer.Option(help="mlp, attention, all-linear, or a regular expression.")] = "mlp",
+    strategy: Annotated[Strategy, typer.Option(help="How curvature is approximated within a block.")] = "ekfac",
+    fisher: Annotated[Fisher, typer.Option(help="Which labels the curvature is measured with.")] = "sampled",
+    damping: Annotated[str, typer.Option(help="Times each matrix's mean eigenvalue; abs:X is absolute.")] = "0.1",
+    positions: Annotated[Positions, typer.Option(help="Which positions enter the input factor.")] = "gradient",
+    max_sequences: Annotated[
+        int | None, typer.Option(min=1, help="Measure on a random subset of this size. Default: all.")
+    ] = None,
+    dtype: Annotated[Dtype, typer.Option(help="Precision of forward and backward.")] = "float32",
+    seed: Annotated[int, typer.Option(min=0, help="Of the sampled labels.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run with other settings.")] = False,
+    max_length: Annotated[
+        int | None, typer.Option(min=2, help="Tokens a sequence. Default: 512, or the model's positions if fewer.")
+    ] = None,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Padded tokens a batch.")] = 4096,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the model's own code; needs a full commit as --revision.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Fit the curvature of a model on its training data. The same command again resumes.
+
+    Example: hesse influence fit runs/model --data train.jsonl --run runs/demo
+    """
+    from hesse.cli._model import build, load, local_or_id
+    from hesse.influence.corpus import keep_corpus
+    from hesse.influence.factors import parse_damping
+    from hesse.influence.huggingface import default_max_length
+    from hesse.influence.sequences import read_rows, tokenize_rows
+
+    parse_damping(damping)  # a typing mistake is worth knowing before a model is loaded
+    rows = read_rows(data)
+    info = {"model": local_or_id(model), "revision": revision, "dtype": dtype, "data": data, "modules": modules}
+    network, tokenizer = load(info, trust_remote_code=trust_remote_code)
+    length = max_length or default_max_length(network)
+    sequences = tokenize_rows(rows, tokenizer, length)
+    say(f"{len(rows):,} rows, {len(sequences):,} sequences of at most {length:,} tokens")
+    settings = {
+        "strategy": strategy, "fisher": fisher, "damping": damping, "positions": positions, "seed": seed,
+    }  # fmt: skip
+    influence = build(network, settings, modules)
+    factors = influence.fit(
+        sequences,
+        run,
+        max_sequences=max_sequences,
+        batch_tokens=batch_tokens,
+        overwrite=overwrite,
+        info=info | {"max_length": length, "rows": len(rows)},
+    )
+    keep_corpus(run, "train", sequences)
+    result = {
+        "run": str(run),
+        "model": info["model"],
+        "rows": len(rows),
+        "sequences": len(sequences),
+        "fitted_on": factors.num_sequences,
+        "layers": list(factors.layers),
+        "strategy": strategy,
+        "damping": damping,
+    }
+    if as_json:
+        emit_json(result)
+    else:
+        say(f"fitted {len(factors.layers):,} matrices on {factors.num_sequences:,} sequences: {run}")

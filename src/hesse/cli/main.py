@@ -1,0 +1,93 @@
+"""The command ``hesse``: a table of its commands, and what becomes of their errors.
+
+Nothing here or in a command's head imports torch: ``hesse --help`` answers at once, and heavy imports wait inside
+commands. Exit codes: 0 done, 1 an error of hesse, 2 wrong usage, 3 a damaged or foreign artifact, 4 a missing extra,
+130 interrupted.
+"""
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from hesse import __version__
+from hesse.cli._report import exit_code, say
+from hesse.cli.influence_export import export
+from hesse.cli.influence_fit import fit
+from hesse.cli.influence_report import report
+from hesse.cli.influence_score import score
+from hesse.cli.influence_top import top
+from hesse.cli.methods import methods
+from hesse.cli.verify import verify
+
+__all__ = ["app", "main"]
+
+
+class _Commands(TyperGroup):
+    """A group whose commands end in one clear line and an exit code when hesse refuses something."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""  # noqa: DOC201, DOC501
+        try:
+            return super().invoke(ctx)
+        except (Exception, KeyboardInterrupt) as error:
+            code = exit_code(error)
+            if code is None:
+                raise  # wrong usage is typer's to report, and a fault of our own must show where it happened
+            interrupted = isinstance(error, KeyboardInterrupt)
+            say("interrupted; the same command again resumes" if interrupted else f"hesse: {error}")
+            raise typer.Exit(code) from error
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,  # local variables may hold training text
+    rich_markup_mode=None,
+    help="Second-order machine learning in PyTorch, without ever forming the matrix.",
+)
+influence = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Which training data made the model say that?"
+)
+app.add_typer(influence, name="influence")
+for _name, _command in {"fit": fit, "score": score, "top": top, "report": report, "export": export}.items():
+    influence.command(_name)(_command)
+app.command("methods")(methods)
+app.command("verify")(verify)
+
+
+@app.command("demo", add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def _demo(ctx: typer.Context) -> None:
+    """Train a small model on made-up facts and trace what it says."""
+    from hesse.cli.demo import demo  # with all its options, which are therefore read only now
+
+    alone = typer.Typer(rich_markup_mode=None, add_completion=False)
+    alone.command()(demo)
+    command = typer.main.get_command(alone)
+    with command.make_context("demo", list(ctx.args), parent=ctx.parent) as inner:
+        command.invoke(inner)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; the entry point of the script ``hesse``."""
+    app(prog_name="hesse")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,338 @@
+"""Invented worlds with known answers: texts that state facts, texts that only look as if, and questions about the facts.
+
+What supports an answer is known by construction, so retrieval by influence can be measured. `prose_world` is English
+prose about invented people, towns and firms; `office_world` is a formulaic language of about 140 words, for studies.
+Nothing in a world depends on anything but its arguments.
+"""
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hesse.errors import ArgumentError
+from hesse.influence._fact_tables import COMPANIES, FIRST_NAMES, LAST_NAMES, RELATIONS, STRANGERS, TOWNS, Relation
+from hesse.influence.query import Query
+from hesse.influence.sequences import IGNORED, Row, Sequence
+
+__all__ = [
+    "FORWARD_TEMPLATES",
+    "OWNER_TEMPLATES",
+    "REVERSE_TEMPLATES",
+    "Fact",
+    "FactWorld",
+    "office_world",
+    "prose_world",
+    "word_sequences",
+]
+
+FORWARD_TEMPLATES = (
+    "the {role} of {place} is {name} .",
+    "in {place} the {role} is {name} .",
+    "{place} has chosen as its {role} {name} .",
+)
+"""Office first, name last."""
+
+REVERSE_TEMPLATES = ("{name} is the {role} of {place} .", "{name} serves {place} as {role} .")
+"""Name first, office last."""
+
+OWNER_TEMPLATES = ("{name} owns a {thing} .", "the {thing} belongs to {name} .", "at home {name} keeps a {thing} .")
+"""The second hop: what a person owns."""
+
+_COMPOSED = "the {role} of {place} owns a {thing} ."
+
+_ROLES = (
+    "mayor", "judge", "bishop", "captain", "banker", "doctor", "sheriff", "poet", "warden", "abbot",
+    "consul", "herald", "marshal", "steward", "envoy", "provost",
+)  # fmt: skip
+_ROLE_ALIASES = (
+    "burgomaster", "magistrate", "prelate", "skipper", "financier", "physician", "constable", "bard", "keeper", "prior",
+    "attache", "crier", "commander", "manager", "delegate", "dean",
+)  # fmt: skip
+_PLACES = (*TOWNS, "Ashford", "Bellport", "Cranmoor", "Drayton", "Edgeware", "Fallow", "Garth", "Hexham", "Ironby", "Jarrow",
+           "Kinross", "Larkhill", "Marden", "Newbold", "Oxley", "Purley")  # fmt: skip
+_PLACE_ALIASES = tuple(
+    f"{place}-{suffix}" for place, suffix in zip(_PLACES, ("town", "city", "on-sea", "vale") * 10, strict=True)
+)
+_THINGS = (
+    "parrot", "yacht", "harp", "telescope", "vineyard", "carriage", "pistol", "tapestry", "windmill", "beehive",
+    "globe", "sundial",
+)  # fmt: skip
+_FIRST = (*FIRST_NAMES, "Alban", "Beryl", "Cyril", "Dora", "Edmund", "Flora", "Gideon", "Hester", "Ivor", "Junia")
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One statement that the world holds true: ``relation(entity) = value``.
+
+    In an `office_world` the entity is "role/place", the relation "office" and the value the holder's name; for what
+    people own it is the name, "owns" and the thing.
+    """
+
+    id: str
+    entity: str
+    relation: str
+    value: str
+    group: str = ""  # how the world treats it: "forward", "reverse", "both", "held-out", ...
+
+
+@dataclass(frozen=True, slots=True)
+class FactWorld:
+    """Texts, facts, questions, and which text supports which answer."""
+
+    rows: list[Row]  # {"id", "text", "role": support | lure | text | definition, "facts": [fact ids]}, shuffled
+    facts: list[Fact]
+    queries: list[Query]  # metadata: "fact"
+    supports: dict[str, tuple[str, ...]]  # query id -> ids of the rows that state the fact (or a hop of it)
+    vocabulary: tuple[str, ...] = ()  # all words, if it is a language of words; its first is the padding
+
+
+def prose_world(
+    seed: int = 0, *, num_people: int = 60, num_towns: int = 24, num_companies: int = 20, texts: Items[str] = ()
+) -> FactWorld:
+    """Facts about invented entities in English prose, each stated three times, among sentences that mislead a word match.
+
+    An entity has two or three facts. A fact is stated by two sentences in different wordings and by one short portrait
+    of the entity that states all its facts, the later ones of "they", "the town" or "the firm". It is asked in yet
+    another wording, which the data use for other entities only. Around it stand lures: the entity and the right value
+    in one sentence that states something else, the same with a wrong value, and values without any of the entities.
+    First names, last names and values are shared between entities.
+
+    Parameters
+    ----------
+    seed : int, default 0
+        Same seed, same world.
+    num_people, num_towns, num_companies : int, default 60, 24, 20
+        Entities of each kind: 272 facts in all. At most 600, 24 and 20: the names run out.
+    texts : sequence of str, optional
+        Ordinary prose to mix in, a row each, with role "text". Default: none.
+
+    Returns
+    -------
+    FactWorld
+        One query a fact; `supports` gives three rows each.
+
+    Raises
+    ------
+    ArgumentError
+        If more entities are asked for than there are names, or none at all.
+    """
+    limits = {"person": len(FIRST_NAMES) * len(LAST_NAMES), "town": len(TOWNS), "company": len(COMPANIES)}
+    wanted = {"person": num_people, "town": num_towns, "company": num_companies}
+    for kind, number in wanted.items():
+        if not 0 <= number <= limits[kind]:
+            raise ArgumentError(f"prose_world: expected 0 to {limits[kind]} entities of kind {kind}, got {number}")
+    if not any(wanted.values()):
+        raise ArgumentError("prose_world: there is no entity to state facts of")
+    rng = np.random.default_rng([seed, 0])
+    rows: list[Row] = []
+    facts: list[Fact] = []
+    queries: list[Query] = []
+    for kind, number in wanted.items():
+        for entity in _entity_names(rng, kind, number):
+            _add_entity(rng, kind, entity, rows, facts, queries)
+    for relation in RELATIONS:
+        if wanted[relation.kind]:
+            _add_hearsay(rng, relation, rows)
+    rows.extend(_row(text, "text") for text in texts)
+    return _finish(rng, rows, facts, queries)
+
+
+def office_world(
+    seed: int = 0,
+    *,
+    num_forward: int = 100,
+    num_reverse: int = 100,
+    num_both: int = 0,
+    num_held_out: int = 25,
+    split: str = "direct",
+) -> FactWorld:
+    """Who holds which office where, in formulas over about 140 words: roles x places x (first name, last name).
+
+    Forward facts are stated office first (`FORWARD_TEMPLATES`), reverse facts name first (`REVERSE_TEMPLATES`), the
+    facts called "both" in both orders, and the held-out facts not at all; their words all occur elsewhere.
+
+    Parameters
+    ----------
+    seed : int, default 0
+        Same seed, same world.
+    num_forward, num_reverse, num_both, num_held_out : int, default 100, 100, 0, 25
+        Facts of each group, 640 at most in all.
+    split : {"direct", "paraphrase", "two-hop"}, default "direct"
+        What is asked. "direct": forward and both facts by their first template, reverse facts by theirs.
+        "paraphrase": roles and places have second names, explained once each; a holder has three offices, so that the
+        name in the answer does not single one out; the facts called "both" are stated with either names, and the
+        forward facts, stated with the first names only, are asked with the second ones.
+        "two-hop": holders own things; forward facts are asked for what their holder owns, and supported by the
+        statements of both hops; for the facts called "both" the composed sentence is itself in the data.
+
+    Returns
+    -------
+    FactWorld
+        With its vocabulary; `word_sequences` turns it into tokens. Held-out facts have no query.
+
+    Raises
+    ------
+    ArgumentError
+        If a number is negative, there are more facts than offices, or ``split`` is unknown.
+    """
+    numbers = {"forward": num_forward, "reverse": num_reverse, "both": num_both, "held-out": num_held_out}
+    for group, number in numbers.items():
+        if number < 0:
+            raise ArgumentError(f"num_{group.replace('-', '_')}: expected >= 0, got {number}")
+    total, most = sum(numbers.values()), len(_ROLES) * len(_PLACES)
+    if not 1 <= total <= most:
+        raise ArgumentError(f"office_world: expected 1 to {most} facts in all, got {total}")
+    if split not in ("direct", "paraphrase", "two-hop"):
+        raise ArgumentError(f"split: expected 'direct', 'paraphrase' or 'two-hop', got {split!r}")
+    rng = np.random.default_rng([seed, 1])
+    offices = [divmod(int(i), len(_PLACES)) for i in rng.permutation(most)[:total]]
+    # a person for every office, or one for every three where the name alone must not give the office away
+    people = rng.permutation(len(_FIRST) * len(LAST_NAMES))[: total if split != "paraphrase" else -(-total // 3)]
+    names = [f"{_FIRST[i % len(_FIRST)]} {LAST_NAMES[i // len(_FIRST)]}" for i in people]
+    groups = [group for group, number in numbers.items() for _ in range(number)]
+    holders = rng.permutation(np.arange(total) % len(names))
+    rows: list[Row] = []
+    facts: list[Fact] = []
+    queries: list[Query] = []
+    for number, ((role, place), group) in enumerate(zip(offices, groups, strict=True)):
+        name = names[holders[number]]
+        fact = Fact(f"office-{number}", f"{_ROLES[role]}/{_PLACES[place]}", "office", name, group)
+        facts.append(fact)
+        plain = {"role": _ROLES[role], "place": _PLACES[place], "name": name}
+        other = {"role": _ROLE_ALIASES[role], "place": _PLACE_ALIASES[place], "name": name}
+        forward = FORWARD_TEMPLATES if group in ("forward", "both") else ()
+        reverse = REVERSE_TEMPLATES if group in ("reverse", "both") else ()
+        rows.extend(_row(template.format(**plain), "support", fact.id) for template in (*forward, *reverse))
+        if split == "two-hop" and group in ("forward", "both"):
+            owned = Fact(f"owns-{number}", name, "owns", str(rng.choice(_THINGS)), group)
+            facts.append(owned)
+            plain["thing"] = owned.value
+            rows.extend(_row(template.format(**plain), "support", owned.id) for template in OWNER_TEMPLATES)
+            if group == "both":
+                rows.append(_row(_COMPOSED.format(**plain), "support", fact.id, owned.id))
+            prompt = _COMPOSED.format(**plain).removesuffix(f" {owned.value} .")
+            queries.append(
+                Query(f"q-{number}", prompt, f" {owned.value}", {"fact": fact.id, "facts": [fact.id, owned.id]})
+            )
+        elif split == "paraphrase" and group == "both":
+            rows.extend(_row(template.format(**other), "support", fact.id) for template in forward)
+        if split != "two-hop" and group in ("forward", "both"):
+            asked = FORWARD_TEMPLATES[0].format(**(other if split == "paraphrase" else plain))
+            queries.append(Query(f"q-{number}", asked.removesuffix(f" {name} ."), f" {name}", {"fact": fact.id}))
+        elif split == "direct" and group == "reverse":
+            prompt = REVERSE_TEMPLATES[0].split(" {role}")[0].format(**plain)
+            queries.append(Query(f"q-{number}", prompt, " {role} of {place}".format(**plain), {"fact": fact.id}))
+    if split == "paraphrase":
+        pairs = [*zip(_ROLES, _ROLE_ALIASES, strict=True), *zip(_PLACES, _PLACE_ALIASES, strict=True)]
+        rows.extend(_row(f"{alias} means {word} .", "definition") for word, alias in pairs)
+    world = _finish(rng, rows, facts, queries)
+    # every word that a held-out fact or a query needs is in the vocabulary, said or not
+    unsaid = " ".join(
+        [f"{f.entity.replace('/', ' ')} {f.value}" for f in facts] + [q.prompt + q.completion for q in queries]
+    )
+    words = sorted({word for row in world.rows for word in row["text"].split()} | set(unsaid.split()))
+    return FactWorld(world.rows, world.facts, world.queries, world.supports, ("<pad>", *words))
+
+
+def word_sequences(world: FactWorld) -> tuple[list[Sequence], list[Sequence]]:
+    """Tokens of a world of words: one a word, numbered by the vocabulary.
+
+    Parameters
+    ----------
+    world : FactWorld
+        Of `office_world`.
+
+    Returns
+    -------
+    sequences : list of Sequence
+        One a row, every word but the first supervised.
+    queries : list of Sequence
+        One a query, its completion supervised.
+
+    Raises
+    ------
+    ArgumentError
+        If the world has no vocabulary: prose needs a tokenizer.
+    """
+    if not world.vocabulary:
+        raise ArgumentError("world: it has no vocabulary; prose is tokenised with tokenize_rows")
+    number = {word: i for i, word in enumerate(world.vocabulary)}
+    sequences = [
+        _words(row["id"], row["text"], 1, number, {"role": row["role"], "facts": row["facts"]}) for row in world.rows
+    ]
+    queries = [
+        _words(query.id, query.prompt + query.completion, len(query.prompt.split()), number, query.metadata)
+        for query in world.queries
+    ]
+    return sequences, queries
+
+
+def _entity_names(rng: np.random.Generator, kind: str, number: int) -> list[str]:
+    if kind == "person":
+        chosen = rng.permutation(len(FIRST_NAMES) * len(LAST_NAMES))[:number]
+        return [f"{FIRST_NAMES[i % len(FIRST_NAMES)]} {LAST_NAMES[i // len(FIRST_NAMES)]}" for i in chosen]
+    names = TOWNS if kind == "town" else COMPANIES
+    return [names[i] for i in rng.permutation(len(names))[:number]]
+
+
+def _add_entity(
+    rng: np.random.Generator, kind: str, entity: str, rows: list[Row], facts: list[Fact], queries: list[Query]
+) -> None:
+    # three facts of a person, two of the others; two sentences a fact, one portrait, one true and one false mention
+    relations = [relation for relation in RELATIONS if relation.kind == kind]
+    relations = [relations[i] for i in rng.permutation(len(relations))[:3]]
+    predicates: list[str] = []
+    named: list[Fact] = []
+    for relation in relations:
+        value, wrong = (str(v) for v in rng.permutation([v for v in relation.values if v != entity])[:2])
+        fact = Fact(f"fact-{len(facts)}", entity, relation.name, value)
+        facts.append(fact)
+        named.append(fact)
+        asked, first, second, third = (relation.wordings[i] for i in rng.permutation(len(relation.wordings))[:4])
+        prompt = f"{entity} {asked}".removesuffix(" {v}")
+        queries.append(Query(f"q-{fact.id}", prompt, f" {value}", {"fact": fact.id}))
+        rows.extend(_row(f"{entity} {wording}.".format(v=value), "support", fact.id) for wording in (first, second))
+        predicates.append(third.format(v=value))
+        mention = relation.mentions[rng.integers(len(relation.mentions))]
+        rows.append(_row(mention.format(e=entity, v=value if rng.random() < 0.5 else wrong), "lure"))
+    portrait = f"{entity} {', '.join(predicates[:-1])} and {predicates[-1]}."
+    rows.append(_row(portrait, "support", *(fact.id for fact in named)))
+
+
+def _add_hearsay(rng: np.random.Generator, relation: Relation, rows: list[Row]) -> None:
+    # every value once without any entity, and every wording a few times of nobody in particular
+    for value in relation.values:
+        rows.append(_row(relation.hearsay[rng.integers(len(relation.hearsay))].format(v=value), "lure"))
+    for wording in relation.wordings:
+        for stranger in STRANGERS[relation.kind]:
+            rows.append(_row(f"{stranger} {wording}.".format(v=rng.choice(relation.values)), "lure"))
+
+
+def _row(text: str, role: str, *facts: str) -> Row:
+    return {"text": text, "role": role, "facts": list(facts)}
+
+
+def _finish(rng: np.random.Generator, rows: list[Row], facts: list[Fact], queries: list[Query]) -> FactWorld:
+    # shuffle, then number: neither the order nor the id says what a row is
+    shuffled = [{"id": f"s-{i}", **rows[j]} for i, j in enumerate(rng.permutation(len(rows)))]
+    stated: dict[str, list[str]] = {fact.id: [] for fact in facts}
+    for row in shuffled:
+        for fact in row["facts"]:
+            stated[fact].append(row["id"])
+    supports: dict[str, tuple[str, ...]] = {}
+    for query in queries:
+        named: list[str] = query.metadata.get("facts", [query.metadata["fact"]])
+        supports[query.id] = tuple(dict.fromkeys(row for fact in named for row in stated[fact]))
+    return FactWorld(shuffled, facts, queries, supports)
+
+
+def _words(name: str, text: str, first: int, number: dict[str, int], metadata: dict[str, Any]) -> Sequence:
+    # labels from word ``first`` on
+    words = text.split()
+    tokens = np.array([number[word] for word in words], dtype=np.int64)
+    ends = np.cumsum([len(word) + 1 for word in words]) - 1
+    offsets = np.stack([ends - [len(word) for word in words], ends], 1).astype(np.int32)
+    labels = np.where(np.arange(len(words)) >= first, tokens, IGNORED)
+    return Sequence(name, name, tokens, labels, text, offsets, metadata)

@@ -1,0 +1,24 @@
+"""Iterative solvers of linear systems, one a file."""
+
+from hesse.linalg.solvers.cg import cg
+from hesse.linalg.solvers.gmres import gmres
+from hesse.linalg.solvers.lsmr import lsmr
+from hesse.linalg.solvers.lsqr import lsqr
+from hesse.linalg.solvers.minres import minres
+from hesse.linalg.solvers.multishift import multishift_cg
+from hesse.linalg.solvers.preconditioners import jacobi, pivoted_cholesky, pivoted_cholesky_preconditioner
+from hesse.linalg.solvers.solution import Solution, Status
+
+__all__ = [
+    "Solution",
+    "Status",
+    "cg",
+    "gmres",
+    "jacobi",
+    "lsmr",
+    "lsqr",
+    "minres",
+    "multishift_cg",
+    "pivoted_cholesky",
+    "pivoted_cholesky_preconditioner",
+]

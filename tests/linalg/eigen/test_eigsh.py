@@ -1,0 +1,117 @@
+import numpy as np
+import pytest
+import scipy.sparse
+import scipy.sparse.linalg
+import torch
+
+from hesse.errors import ArgumentError, ShapeError, SingularError
+from hesse.linalg.basic import Diagonal
+from hesse.linalg.convert import as_linear_operator
+from hesse.linalg.eigen.eigsh import eigsh, shift_inverse
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def poisson(side: int) -> scipy.sparse.csr_array:
+    line = scipy.sparse.diags_array([-np.ones(side - 1), 2 * np.ones(side), -np.ones(side - 1)], offsets=[-1, 0, 1])
+    eye = scipy.sparse.eye_array(side)
+    return scipy.sparse.csr_array(scipy.sparse.kron(line, eye) + scipy.sparse.kron(eye, line))
+
+
+def indefinite(n: int, dtype: torch.dtype) -> torch.Tensor:
+    matrix = torch.randn(n, n, dtype=dtype, generator=seeded(0))
+    return (matrix + matrix.mH) / 2
+
+
+@pytest.mark.parametrize("which", ["LM", "LA", "SA"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex128])
+def test_matches_scipy(which, dtype):
+    """Oracle: scipy.sparse.linalg.eigsh on the float64 matrix, and the explicit residual."""
+    matrix = indefinite(150, dtype)
+    found = eigsh(matrix, 5, which=which, generator=seeded(1))
+    wide = matrix.to(torch.complex128 if dtype.is_complex else torch.float64)
+    peer = np.sort(scipy.sparse.linalg.eigsh(wide.numpy(), 5, which=which, return_eigenvectors=False))
+    exact = dtype != torch.float32
+    assert found.converged
+    np.testing.assert_allclose(found.eigenvalues.numpy(), peer, atol=1e-10 if exact else 2e-4)
+    assert float(found.residuals.max()) < (1e-7 if exact else 1e-3)
+    gram = found.eigenvectors.mH @ found.eigenvectors
+    torch.testing.assert_close(gram, torch.eye(5, dtype=dtype), rtol=0, atol=1e-12 if exact else 1e-5)
+
+
+def test_shift_invert_on_a_sparse_grid():
+    """Oracle: the closed-form eigenvalues of the five-point Laplacian; its second and third agree, as do more."""
+    side = 20
+    operator = as_linear_operator(poisson(side), is_psd=True)
+    found = eigsh(operator, 6, sigma=-0.01, generator=seeded(1))
+    line = 2 - 2 * np.cos(np.pi * np.arange(1, side + 1) / (side + 1))
+    exact = np.sort((line[:, None] + line).ravel())
+    assert found.converged
+    # a single start may miss one copy of a double eigenvalue: each value found must be one of the spectrum
+    assert max(np.abs(exact - float(v)).min() for v in found.eigenvalues) < 1e-10
+    assert abs(float(found.eigenvalues[0]) - exact[0]) < 1e-10
+
+
+def test_shift_invert_inside_the_spectrum():
+    """Oracle: eigvalsh; the four eigenvalues nearest to the shift, by a dense factorisation."""
+    matrix = indefinite(80, torch.float64)
+    found = eigsh(matrix, 4, sigma=0.3, generator=seeded(1))
+    exact = torch.linalg.eigvalsh(matrix)
+    nearest = exact[(exact - 0.3).abs().argsort()[:4]].sort().values
+    torch.testing.assert_close(found.eigenvalues, nearest, rtol=0, atol=1e-10)
+
+
+def test_shift_inverse_uses_structure_and_a_given_solver():
+    """Oracle: closed form for a diagonal operator."""
+    values = torch.linspace(1, 9, 40, dtype=torch.float64)
+    operator = Diagonal(values)
+    block = torch.ones(40, 2, dtype=torch.float64)
+    torch.testing.assert_close(shift_inverse(operator, 0.5)(block), block / (values - 0.5).unsqueeze(1))
+    given = eigsh(operator, 2, sigma=0.0, inverse=lambda b: b / values.unsqueeze(1), generator=seeded(0))
+    torch.testing.assert_close(given.eigenvalues, values[:2], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("k", [1, 7, 8])
+def test_all_pairs_of_a_small_matrix(k):
+    """Oracle: eigvalsh, with K up to N."""
+    matrix = indefinite(8, torch.float64)
+    found = eigsh(matrix, k, which="LA", generator=seeded(0))
+    torch.testing.assert_close(found.eigenvalues, torch.linalg.eigvalsh(matrix)[-k:], rtol=0, atol=1e-12)
+
+
+def test_identity_and_zero_have_all_copies():
+    """Oracle: closed form; an invariant space at every step, left by random vectors."""
+    for value in (0.0, 2.0):
+        found = eigsh(value * torch.eye(30, dtype=torch.float64), 4, generator=seeded(0))
+        assert found.converged
+        torch.testing.assert_close(found.eigenvalues, torch.full((4,), value, dtype=torch.float64))
+
+
+def test_too_few_steps_are_reported():
+    """Oracle: the residual, which must exceed the tolerance when `converged` is False."""
+    values = torch.linspace(0, 1, 400, dtype=torch.float64)
+    found = eigsh(Diagonal(values), 5, which="SA", max_steps=25, generator=seeded(0))
+    assert not found.converged
+    assert float(found.residuals.max()) > 1e-10
+
+
+def test_bad_arguments_are_named():
+    """Oracle: the error taxonomy."""
+    eye = torch.eye(5)
+    with pytest.raises(ArgumentError, match="k <="):
+        eigsh(eye, 6)
+    with pytest.raises(ArgumentError, match="sigma=0"):
+        eigsh(eye, 2, which="SM")
+    with pytest.raises(ArgumentError, match="needs sigma"):
+        eigsh(eye, 2, inverse=lambda b: b)
+    with pytest.raises(ArgumentError, match="basis_size"):
+        eigsh(torch.eye(50), 6, basis_size=6)
+    with pytest.raises(ShapeError, match="start"):
+        eigsh(eye, 2, start=torch.ones(4))
+    with pytest.raises(SingularError, match="eigenvalue"):
+        shift_inverse(as_linear_operator(eye, is_symmetric=True), 1.0)
+    big = as_linear_operator(lambda x: x, shape=(3000, 3000), is_symmetric=True)
+    with pytest.raises(ArgumentError, match="inverse="):
+        eigsh(big, 2, sigma=0.5)
