@@ -2,7 +2,15 @@
 
 from hesse.curvature.capture import Captured, LayerStream, dgrad_only
 from hesse.curvature.ekfac import Absolute, Damping, Relative, rotate, rotate_back, second_moment, sequence_gradients
-from hesse.curvature.kfac import FactorEigen, InputFactor, OutputFactor, add_gram_, eigendecompose, mirror_, reduce_positions
+from hesse.curvature.kfac import (
+    FactorEigen,
+    InputFactor,
+    OutputFactor,
+    add_gram_,
+    eigendecompose,
+    mirror_,
+    reduce_positions,
+)
 from hesse.curvature.layers import TrackedLayer, select_layers
 
 __all__ = [

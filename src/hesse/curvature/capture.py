@@ -41,11 +41,11 @@ class _Anchor(Function):
     """Copy a tensor into the graph although nothing below it needs a gradient; the backward pass stops here."""
 
     @staticmethod
-    def forward(ctx: object, x: Tensor, _anchor: Tensor) -> Tensor:  # noqa: D102
+    def forward(ctx: object, x: Tensor, _anchor: Tensor) -> Tensor:
         return x.clone()
 
     @staticmethod
-    def backward(ctx: object, *_grads: Tensor) -> tuple[None, None]:  # noqa: D102
+    def backward(ctx: object, *_grads: Tensor) -> tuple[None, None]:
         return None, None
 
 
@@ -214,7 +214,9 @@ class LayerStream:
                 "(is its weight used functionally, or the call under no_grad?); leave it out with modules="
             )
         if all(call.grads is None for call in calls):
-            raise ArgumentError(f"modules: no gradient reached tracked layer {name!r}; its output does not enter the loss")
+            raise ArgumentError(
+                f"modules: no gradient reached tracked layer {name!r}; its output does not enter the loss"
+            )
         self._deliver(batch, self.layers[name])
 
     def _deliver(self, batch: _Batch, layer: TrackedLayer) -> None:
@@ -235,17 +237,23 @@ def _rows(layer: TrackedLayer, call: _Call, batch: _Batch) -> tuple[Tensor, Tens
     if grads is None:  # _finish has dropped such calls
         raise NumericalError(f"capture: layer {layer.name!r} was delivered before its gradient")
     if call.inputs._version != call.version:
-        raise ArgumentError(f"modules: the input of {layer.name!r} was overwritten in place after the layer had read it; leave it out with modules=")
+        raise ArgumentError(
+            f"modules: the input of {layer.name!r} was overwritten in place after the layer had read it; leave it out with modules="
+        )
     mask, padding = batch.mask, batch.padding
     x, d = call.inputs, grads
     if mask is not None and x.dim() == 2 and x.shape[0] == mask.numel() != mask.shape[0]:
         x, d = x.view(*mask.shape, -1), d.view(*mask.shape, -1)  # a model that flattens (B, T) into rows
     x, d = layer.inputs(x), layer.output_grads(d)
     if x.shape[:2] != d.shape[:2]:
-        raise ShapeError(f"capture: layer {layer.name!r} has {tuple(x.shape[:2])} input rows but {tuple(d.shape[:2])} output rows")
+        raise ShapeError(
+            f"capture: layer {layer.name!r} has {tuple(x.shape[:2])} input rows but {tuple(d.shape[:2])} output rows"
+        )
     if mask is None or mask.shape != x.shape[:2]:
         if batch.segments is not None:
-            raise ShapeError(f"capture: layer {layer.name!r} works on {tuple(x.shape[:2])} positions, not on those of the packed batch")
+            raise ShapeError(
+                f"capture: layer {layer.name!r} works on {tuple(x.shape[:2])} positions, not on those of the packed batch"
+            )
         return x, d, None
     if padding is not None:
         d = d.masked_fill(padding[..., None], 0)

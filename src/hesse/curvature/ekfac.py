@@ -14,9 +14,21 @@ from torch import Tensor
 from hesse.curvature.capture import Captured
 from hesse.errors import ArgumentError
 
-__all__ = ["Absolute", "Damping", "Relative", "rotate", "rotate_back", "rotate_rows", "rotated_gradients", "second_moment", "sequence_gradients"]
+__all__ = [
+    "Absolute",
+    "Damping",
+    "Relative",
+    "rotate",
+    "rotate_back",
+    "rotate_rows",
+    "rotated_gradients",
+    "second_moment",
+    "sequence_gradients",
+]
 
-_LOOP = 1 << 15  # entries of D from which one product a sequence into a reused buffer beats a batched one: it stays in cache
+_LOOP = (
+    1 << 15
+)  # entries of D from which one product a sequence into a reused buffer beats a batched one: it stays in cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +92,9 @@ def rotated_gradients(rows: Captured, left: Tensor, right: Tensor) -> Tensor:
     return torch.bmm((rows.grads.to(left.dtype) @ left).transpose(1, 2), rotate_rows(rows, right))
 
 
-def second_moment(rows: Captured, left: Tensor, right: Tensor, out: Tensor, rotated_inputs: Tensor | None = None) -> Tensor | None:
+def second_moment(
+    rows: Captured, left: Tensor, right: Tensor, out: Tensor, rotated_inputs: Tensor | None = None
+) -> Tensor | None:
     """Add Σ_n (Q_Sᵀ D_n Q_A)^{∘2} over the sequences of one batch to ``out``.
 
     Parameters

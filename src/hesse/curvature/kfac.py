@@ -158,7 +158,9 @@ def _eigh(matrix: Tensor, name: str) -> tuple[Tensor, Tensor]:
         try:
             return torch.linalg.eigh(matrix + jitter * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device))
         except torch.linalg.LinAlgError as error:
-            raise NumericalError(f"fit: the eigensolver failed on {name}, with a jitter of 1e-12 of the mean eigenvalue as well") from error
+            raise NumericalError(
+                f"fit: the eigensolver failed on {name}, with a jitter of 1e-12 of the mean eigenvalue as well"
+            ) from error
 
 
 def _kept(rows: Tensor, mask: Tensor | None) -> Tensor:

@@ -18,7 +18,9 @@ __all__ = ["TrackedLayer", "select_layers"]
 
 Picker = str | Callable[[str, nn.Module], bool]
 
-_MLP = re.compile(r"(^|[._])(mlp|ffn|feed_forward|feedforward|intermediate|output|dense_act|DenseReluDense|experts?|fc1|fc2)([._]|$)")
+_MLP = re.compile(
+    r"(^|[._])(mlp|ffn|feed_forward|feedforward|intermediate|output|dense_act|DenseReluDense|experts?|fc1|fc2)([._]|$)"
+)
 _ATTENTION = re.compile(r"(^|[._])(\w*attn\w*|\w*attention\w*|SelfAttention|EncDecAttention)([._]|$)")
 
 
@@ -112,9 +114,13 @@ def select_layers(model: nn.Module, modules: Picker = "mlp", *, allow_head: bool
         if _is_supported(module):
             layers[name] = _track(name, module)
         elif not named_kind and next(module.parameters(recurse=False), None) is not None:
-            raise ArgumentError(f"modules: {name!r} is a {type(module).__name__}, which cannot be tracked (only Linear, Conv1D, Conv1d, Conv2d)")
+            raise ArgumentError(
+                f"modules: {name!r} is a {type(module).__name__}, which cannot be tracked (only Linear, Conv1D, Conv1d, Conv2d)"
+            )
     if not layers:
-        raise ArgumentError(f"modules: {modules!r} matches no Linear, Conv1D, Conv1d or Conv2d layer of {type(model).__name__}")
+        raise ArgumentError(
+            f"modules: {modules!r} matches no Linear, Conv1D, Conv1d or Conv2d layer of {type(model).__name__}"
+        )
     _refuse_shared_weights(layers)
     return layers
 
@@ -131,7 +137,9 @@ def _picker(modules: Picker, is_transformer: bool) -> Callable[[str, nn.Module],
     try:
         pattern = re.compile(modules)
     except re.error as error:
-        raise ArgumentError(f"modules: {modules!r} is neither mlp, attention, all-linear nor a regular expression ({error})") from error
+        raise ArgumentError(
+            f"modules: {modules!r} is neither mlp, attention, all-linear nor a regular expression ({error})"
+        ) from error
     return lambda name, _module: bool(name) and bool(pattern.search(name))
 
 
@@ -154,7 +162,9 @@ def _track(name: str, module: nn.Module) -> TrackedLayer:
     has_bias = getattr(module, "bias", None) is not None
     if isinstance(module, (nn.Conv1d, nn.Conv2d)):
         if module.groups != 1 or module.padding_mode != "zeros" or isinstance(module.padding, str):
-            raise ArgumentError(f"modules: {name!r} has groups, padding by name, or a padding mode other than zeros, which cannot be tracked")
+            raise ArgumentError(
+                f"modules: {name!r} has groups, padding by name, or a padding mode other than zeros, which cannot be tracked"
+            )
         return TrackedLayer(name, module, weight[0].numel(), weight.shape[0], has_bias)
     rows, columns = weight.shape
     if _is_transposed(module):
@@ -171,9 +181,13 @@ def _refuse_shared_weights(layers: Mapping[str, TrackedLayer]) -> None:
 
 
 def _unfold(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
-    pair = [(1, value[0]) if len(value) == 1 else value for value in (module.kernel_size, module.dilation, module.stride)]
+    pair = [
+        (1, value[0]) if len(value) == 1 else value for value in (module.kernel_size, module.dilation, module.stride)
+    ]
     padding = (0, module.padding[0]) if len(module.padding) == 1 else module.padding
     image = x.unsqueeze(-2) if isinstance(module, nn.Conv1d) else x
     if image.dim() != 4:
-        raise ShapeError(f"capture: a {type(module).__name__} received an input of shape {tuple(x.shape)}; a batch dimension is needed")
+        raise ShapeError(
+            f"capture: a {type(module).__name__} received an input of shape {tuple(x.shape)}; a batch dimension is needed"
+        )
     return F.unfold(image, pair[0], pair[1], padding, pair[2]).transpose(1, 2)

@@ -51,7 +51,9 @@ class LowRankQueries:
 QueryMatrices = DenseQueries | LowRankQueries
 
 
-def empty_queries(layer: TrackedLayer, count: int, rank: int | None, dtype: torch.dtype, device: torch.device) -> QueryMatrices:
+def empty_queries(
+    layer: TrackedLayer, count: int, rank: int | None, dtype: torch.dtype, device: torch.device
+) -> QueryMatrices:
     """Room for ``count`` queries of one layer: at low rank in bfloat16 (float64 stays), or in full if the rank is no less than the matrix.
 
     Parameters

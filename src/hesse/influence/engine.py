@@ -1,7 +1,8 @@
 """The front door: fit the curvature of a model once, then ask which training sequences moved which outputs."""
 
 import copy
-from collections.abc import Mapping, Sequence as Items
+from collections.abc import Mapping
+from collections.abc import Sequence as Items
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,10 +19,18 @@ from hesse.influence.factors import Factors, check_against, damping_text, load_f
 from hesse.influence.fit import FitSettings, fit_factors
 from hesse.influence.objective import CausalLMLoss, Loss
 from hesse.influence.passes import Fisher, Measurement, Pass, check_model
-from hesse.influence.run import RunFolder, open_folder, start_folder
-from hesse.influence.score import ScoreSettings, load_prepared, prepare_queries, refine, save_prepared, score_units, self_scores
+from hesse.influence.run import RunFolder, open_folder, remove_unnamed, start_folder, writing_run
+from hesse.influence.score import (
+    ScoreSettings,
+    load_prepared,
+    prepare_queries,
+    refine,
+    save_prepared,
+    score_units,
+    self_scores,
+)
 from hesse.influence.scores import Scores, assemble, open_scores, sequence_values
-from hesse.io import config_hash, hash_tensors, run_lock
+from hesse.io import config_hash, hash_tensors
 
 __all__ = ["Influence", "Strategy"]
 
@@ -161,6 +170,7 @@ class Influence:
             raise ArgumentError(f"max_sequences: expected >= 1, got {max_sequences}")
         _check_batching(batch_tokens, batch_size, unit_size)
         check_model(self.model)
+        self._check_blocks()
         order = list(range(len(examples)))
         if max_sequences is not None and max_sequences < len(order):
             picked = np.random.default_rng(self.seed).choice(len(order), max_sequences, replace=False)
@@ -168,7 +178,7 @@ class Influence:
         config = self._config() | {"num_sequences": len(examples), "fitted_on": len(order), "info": dict(info or {})}
         parents = {"model": self.model_hash(), "data": examples.fingerprint()}
         folder = Path(run_dir)
-        with run_lock(folder):
+        with writing_run(folder):
             run = start_folder(folder, config, parents, resume=resume, overwrite=overwrite)
             settings = FitSettings(order, self._wide, batch_tokens, batch_size, unit_size, checkpoint_seconds, progress)
             fit_factors(run, self._pass(), examples, self.strategy, self.fisher, self.blocks, settings)
@@ -241,11 +251,17 @@ class Influence:
         if refine_topk < 0:
             raise ArgumentError(f"refine_topk: expected >= 0, got {refine_topk}")
         if measurement is not None and not measurement_name:
-            raise ArgumentError("measurement_name: name the measurement, so that its scores can be told from others in the run")
+            raise ArgumentError(
+                "measurement_name: name the measurement, so that its scores can be told from others in the run"
+            )
         check_model(self.model)
+        if measurement is None:
+            _check_supervised(asked, self.loss)
         folder = Path(run_dir)
-        with run_lock(folder):
+        open_folder(folder)  # no lock, and so no folder, where there is no run
+        with writing_run(folder):
             run = open_folder(folder)
+            remove_unnamed(run)
             self._check_same_model(run)
             factors = load_factors(folder, run.manifest, device=self._device)
             check_against(self.layers, factors, str(folder))
@@ -263,16 +279,36 @@ class Influence:
             stage = f"score:{where}"
             state = run.stage(stage)
             if not state:
-                state = question | {"sequences": 0, "parts": [], "prepared": False, "done": False, "info": dict(info or {})}
-            settings = ScoreSettings(rank, per_layer, per_token, batch_tokens, batch_size, unit_size, checkpoint_seconds, query_memory, progress)
+                state = question | {
+                    "sequences": 0,
+                    "parts": [],
+                    "prepared": False,
+                    "done": False,
+                    "info": dict(info or {}),
+                }
+            settings = ScoreSettings(
+                rank,
+                per_layer,
+                per_token,
+                batch_tokens,
+                batch_size,
+                unit_size,
+                checkpoint_seconds,
+                query_memory,
+                progress,
+            )
             total = 1 if units == "raw" else int(run.manifest.config["num_sequences"])
             run_pass = self._pass()
             if not state["done"]:
-                self._run_question(run, where, state, run_pass, factors, asked, candidates, total, settings, measurement)
+                self._run_question(
+                    run, where, state, run_pass, factors, asked, candidates, total, settings, measurement
+                )
             run.commit({"score": {"latest": where}})
             return open_scores(run, where)
 
-    def self_influence(self, dataset: Any, run_dir: Path | str, *, batch_tokens: int = 4096, progress: bool | None = None) -> Tensor:
+    def self_influence(
+        self, dataset: Any, run_dir: Path | str, *, batch_tokens: int = 4096, progress: bool | None = None
+    ) -> Tensor:
         """(1/N) ∇Lᵀ (G + λI)⁻¹ ∇L of every sequence: by how much its own loss falls with one more copy, in nats.
 
         Parameters
@@ -292,6 +328,8 @@ class Influence:
             float64, positive.
         """
         examples = as_examples(dataset)
+        _check_batching(batch_tokens, None, 1)
+        check_model(self.model)
         run = open_folder(run_dir)
         self._check_same_model(run)
         factors = load_factors(run.path, run.manifest, device=self._device)
@@ -319,12 +357,9 @@ class Influence:
         return out
 
     def model_hash(self) -> str:
-        """Hash of the weights of the tracked layers, by which a run knows its model."""
-        tensors = {}
-        for name, layer in self.layers.items():
-            for key, value in layer.module.named_parameters(recurse=False):
-                tensors[f"{name}.{key}"] = value.detach()
-        return hash_tensors(tensors)
+        """Hash of all parameters and buffers, by which a run knows its model; untracked layers too, since every gradient depends on them."""
+        tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        return hash_tensors({name: tensor.detach() for name, tensor in tensors.items()})
 
     def _run_question(
         self,
@@ -352,7 +387,16 @@ class Influence:
             first_pass = sequence_values(run, where)
             refined = list(
                 refine(
-                    exact, factors, asked, candidates, first_pass, state["refine_topk"], total, settings, dtype=self._wide, measurement=measurement
+                    exact,
+                    factors,
+                    asked,
+                    candidates,
+                    first_pass,
+                    state["refine_topk"],
+                    total,
+                    settings,
+                    dtype=self._wide,
+                    measurement=measurement,
                 )
             )
         rows = list(dict.fromkeys(candidates.rows))
@@ -394,8 +438,25 @@ class Influence:
         }
 
     def _check_same_model(self, run: RunFolder) -> None:
-        if run.manifest.parents.get("model") != self.model_hash():
-            raise ArtifactError(f"run: the factors in {run.path} were fitted on another model or checkpoint, or on other layers of it; fit them again")
+        found, mine = run.manifest.config, self._config()
+        if run.manifest.parents.get("model") != self.model_hash() or found.get("layers") != mine["layers"]:
+            raise ArtifactError(
+                f"run: the factors in {run.path} were fitted on another model or checkpoint, or on other layers of it; fit them again"
+            )
+        differing = [
+            f"{key} ({found.get(key)!r} there, {value!r} now)" for key, value in mine.items() if found.get(key) != value
+        ]
+        if differing:
+            raise ArgumentError(
+                f"run: the factors in {run.path} were fitted with other settings: {', '.join(differing)}; use the same ones, or fit again"
+            )
+
+    def _check_blocks(self) -> None:
+        for name, layer in self.layers.items():
+            if self.strategy in ("ekfac", "kfac") and self.blocks > min(layer.out_features, layer.columns):
+                raise ArgumentError(
+                    f"blocks: expected 1 to {min(layer.out_features, layer.columns)} for layer {name!r}, got {self.blocks}"
+                )
 
     @property
     def _device(self) -> str:
@@ -412,6 +473,19 @@ def _one_of(argument: str, value: str, allowed: Items[str]) -> None:
         raise ArgumentError(f"{argument}: expected one of {', '.join(allowed)}, got {value!r}")
 
 
+def _check_supervised(queries: Examples, loss: Loss) -> None:
+    """Refuse a query whose completion is empty: its log-probability is 0 whatever the weights, and so would be its scores."""
+    for number, name in enumerate(queries.ids):
+        labels = queries.batch([number])["labels"]
+        if labels.is_floating_point():
+            continue  # a regression: every example is supervised
+        counted = labels[:, 1:] if isinstance(loss, CausalLMLoss) else labels
+        if not bool((counted != -100).any()):
+            raise ArgumentError(f"queries: {name!r} has no supervised token, its completion is empty")
+
+
 def _check_batching(batch_tokens: int, batch_size: int | None, unit_size: int) -> None:
     if batch_tokens < 1 or unit_size < 1 or (batch_size is not None and batch_size < 1):
-        raise ArgumentError(f"batch_tokens, batch_size, unit_size: expected >= 1, got {batch_tokens}, {batch_size}, {unit_size}")
+        raise ArgumentError(
+            f"batch_tokens, batch_size, unit_size: expected >= 1, got {batch_tokens}, {batch_size}, {unit_size}"
+        )

@@ -3,7 +3,8 @@
 Units are contiguous runs of sequences, the grain of checkpoints; inside a unit sequences of like length share a batch.
 """
 
-from collections.abc import Iterator, Mapping, Sequence as Items
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -55,7 +56,9 @@ class TokenExamples:
             if len(sequence.input_ids) == 0:
                 raise ArgumentError(f"dataset: sequence {sequence.id!r} is empty")
             if len(sequence.input_ids) != len(sequence.labels):
-                raise ShapeError(f"dataset: sequence {sequence.id!r} has {len(sequence.input_ids)} tokens but {len(sequence.labels)} labels")
+                raise ShapeError(
+                    f"dataset: sequence {sequence.id!r} has {len(sequence.input_ids)} tokens but {len(sequence.labels)} labels"
+                )
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -95,7 +98,9 @@ class ArrayExamples:
 
     def __post_init__(self) -> None:
         if len(self.inputs) != len(self.labels) or len(self.ids) != len(self.labels):
-            raise ShapeError(f"dataset: {len(self.inputs)} inputs, {len(self.labels)} labels and {len(self.ids)} ids do not match")
+            raise ShapeError(
+                f"dataset: {len(self.inputs)} inputs, {len(self.labels)} labels and {len(self.ids)} ids do not match"
+            )
         _refuse_duplicates(self.ids)
 
     def __len__(self) -> int:
@@ -118,7 +123,10 @@ class ArrayExamples:
 
     def fingerprint(self) -> str:
         """Hash over ids, inputs and labels, in order."""
-        parts = ["\0".join(self.ids).encode(), *(t.detach().cpu().contiguous().numpy().tobytes() for t in (self.inputs, self.labels))]
+        parts = [
+            "\0".join(self.ids).encode(),
+            *(t.detach().cpu().contiguous().numpy().tobytes() for t in (self.inputs, self.labels)),
+        ]
         return hash_bytes(b"".join(parts))
 
 
@@ -134,7 +142,9 @@ def as_examples(dataset: Any, *, pad_id: int = 0) -> Examples:
 
     Returns
     -------
+
     Examples
+    --------
         Ready for the engine.
 
     Raises
@@ -172,7 +182,9 @@ def plan_units(total: int, unit_size: int, start: int = 0) -> list[range]:
     return [range(first, min(first + unit_size, total)) for first in range(start, total, unit_size)]
 
 
-def plan_batches(lengths: Items[int], unit: range, batch_tokens: int, batch_size: int | None = None) -> Iterator[list[int]]:
+def plan_batches(
+    lengths: Items[int], unit: range, batch_tokens: int, batch_size: int | None = None
+) -> Iterator[list[int]]:
     """Longest first, as many sequences of a unit as fit ``batch_tokens`` padded tokens; or exactly ``batch_size`` in order.
 
     Parameters
@@ -221,7 +233,9 @@ def _from_mapping(item: Mapping[str, Any], number: int) -> Sequence:
         kept = np.asarray(mask, dtype=bool)
         tokens, labels = tokens[kept], labels[kept]
     name = str(item.get("id", number))
-    extra = {key: value for key, value in item.items() if key not in ("id", "input_ids", "labels", "attention_mask", "text")}
+    extra = {
+        key: value for key, value in item.items() if key not in ("id", "input_ids", "labels", "attention_mask", "text")
+    }
     return Sequence(name, name, tokens, labels, item.get("text"), None, extra)
 
 

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from hesse.curvature.capture import Captured
-from hesse.curvature.ekfac import Absolute, Damping, Relative, rotate, rotate_back, rotated_gradients, sequence_gradients
+from hesse.curvature.ekfac import (
+    Absolute,
+    Damping,
+    Relative,
+    rotate,
+    rotate_back,
+    rotated_gradients,
+    sequence_gradients,
+)
 from hesse.curvature.layers import TrackedLayer
 from hesse.errors import ArgumentError, ShapeError
 from hesse.io import Manifest, load_tensors
@@ -102,7 +110,9 @@ class Factors:
         """
         layer = self[name]
         if layer.table is not None and matrix.shape[-2:] != layer.table.shape:
-            raise ShapeError(f"precondition: layer {name!r} was fitted with shape {tuple(layer.table.shape)}, got {tuple(matrix.shape)}")
+            raise ShapeError(
+                f"precondition: layer {name!r} was fitted with shape {tuple(layer.table.shape)}, got {tuple(matrix.shape)}"
+            )
         return layer.precondition(matrix if layer.table is None else matrix.to(layer.table.dtype))
 
     def operator(self, name: str) -> LinearOperator:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hesse._progress import progress
 from hesse.curvature.capture import Captured
-from hesse.curvature.ekfac import rotate_rows, second_moment, sequence_gradients
+from hesse.curvature.ekfac import second_moment, sequence_gradients
 from hesse.curvature.kfac import InputFactor, OutputFactor, eigendecompose, mirror_
 from hesse.curvature.layers import TrackedLayer
 from hesse.errors import ArgumentError
@@ -23,7 +23,7 @@ from hesse.influence.passes import Pass
 from hesse.influence.run import RunFolder
 from hesse.io import FileEntry, load_tensors, save_tensors
 
-__all__ = ["FitSettings", "fit_factors", "file_name"]
+__all__ = ["FitSettings", "file_name", "fit_factors"]
 
 _COVARIANCE, _EIGENVALUES = 0, 1  # stages draw different labels
 
@@ -46,7 +46,9 @@ def file_name(layer: str) -> str:
     return "".join(c if c.isalnum() or c in "._-" else "_" for c in layer) or "model"
 
 
-def fit_factors(run: RunFolder, run_pass: Pass, examples: Examples, strategy: str, fisher: str, blocks: int, settings: FitSettings) -> None:
+def fit_factors(
+    run: RunFolder, run_pass: Pass, examples: Examples, strategy: str, fisher: str, blocks: int, settings: FitSettings
+) -> None:
     """Run whatever stages the strategy needs and the run has not finished.
 
     Parameters
@@ -150,15 +152,27 @@ class _Fit:
         sums.shared = dict(self.state.get("shared", {}))
         for name in counts:
             if sums.shared[name] == name:
-                sums.inputs[name] = InputFactor(self._load(self._cov(name, "A"), "total"), counts[name]["A"])
-            sums.outputs[name] = OutputFactor(self._load(self._cov(name, "S"), "total"), counts[name]["S"])
+                sums.inputs[name] = InputFactor(self._resume(self._cov(name, "A")), counts[name]["A"])
+            sums.outputs[name] = OutputFactor(self._resume(self._cov(name, "S")), counts[name]["S"])
 
         def save(done: int) -> None:
             folder = f"cov-{done}"
-            files = {f"{folder}/{file_name(n)}.A.safetensors": self._save(f"{folder}/{file_name(n)}.A.safetensors", total=f.total) for n, f in sums.inputs.items()}
-            files |= {f"{folder}/{file_name(n)}.S.safetensors": self._save(f"{folder}/{file_name(n)}.S.safetensors", total=f.total) for n, f in sums.outputs.items()}
+            files = {
+                f"{folder}/{file_name(n)}.A.safetensors": self._save(
+                    f"{folder}/{file_name(n)}.A.safetensors", total=f.total
+                )
+                for n, f in sums.inputs.items()
+            }
+            files |= {
+                f"{folder}/{file_name(n)}.S.safetensors": self._save(
+                    f"{folder}/{file_name(n)}.S.safetensors", total=f.total
+                )
+                for n, f in sums.outputs.items()
+            }
             counts = {n: {"A": sums.inputs[sums.shared[n]].count, "S": f.count} for n, f in sums.outputs.items()}
-            self._commit({"stage": "covariance", "sequences": done, "counts": counts, "shared": dict(sums.shared)}, files, "cov-")
+            self._commit(
+                {"stage": "covariance", "sequences": done, "counts": counts, "shared": dict(sums.shared)}, files, "cov-"
+            )
 
         with self.run_pass.open(sums.consume):
             for batch, names, indices in self._batches("covariance", save):
@@ -179,14 +193,18 @@ class _Fit:
         wanted.sort(key=lambda pair: -sizes[pair])  # largest first
         fresh: dict[str, FileEntry] = {}
         last = time.monotonic()
-        with progress("eigendecompositions", len(wanted), unit="factors", enabled=self.settings.show_progress) as advance:
+        with progress(
+            "eigendecompositions", len(wanted), unit="factors", enabled=self.settings.show_progress
+        ) as advance:
             for name, which in wanted:
                 relative = f"eig/{file_name(name)}.{which}.safetensors"
                 if relative not in self.run.manifest.files:
                     total = mirror_(self._load(self._cov(name, which), "total"))
                     eigen = eigendecompose(total, counts[name][which], name=f"{name} ({which})", blocks=self.blocks)
                     dtype = self.settings.factor_dtype
-                    fresh[relative] = self._save(relative, values=eigen.values.to(dtype), vectors=eigen.vectors.to(dtype))
+                    fresh[relative] = self._save(
+                        relative, values=eigen.values.to(dtype), vectors=eigen.vectors.to(dtype)
+                    )
                     if time.monotonic() - last >= self.settings.checkpoint_seconds:
                         self.run.commit({"fit": self.state}, fresh)
                         fresh, last = {}, time.monotonic()
@@ -198,7 +216,7 @@ class _Fit:
         sums = _Eigenvalues(self._bases(), self.settings.factor_dtype)
         if self.state["sequences"]:
             for name in self.run_pass.layers:
-                sums.tables[name] = self._load(f"lam-{self.state['sequences']}/{file_name(name)}.safetensors", "total")
+                sums.tables[name] = self._resume(f"lam-{self.state['sequences']}/{file_name(name)}.safetensors")
 
         def save(done: int) -> None:
             files = {}
@@ -230,10 +248,17 @@ class _Fit:
         for name in self.run_pass.layers:
             entry: dict[str, str] = {}
             if self.strategy in ("ekfac", "kfac"):
-                entry |= {"left": f"eig/{file_name(name)}.S.safetensors", "right": f"eig/{file_name(shared[name])}.A.safetensors"}
+                entry |= {
+                    "left": f"eig/{file_name(name)}.S.safetensors",
+                    "right": f"eig/{file_name(shared[name])}.A.safetensors",
+                }
             if self.strategy == "kfac":
-                per_sequence = counts[name]["S"] / num  # T̄: the factors are means over tokens, the objective sums over them
-                table = per_sequence * torch.outer(self._load(entry["left"], "values"), self._load(entry["right"], "values"))
+                per_sequence = (
+                    counts[name]["S"] / num
+                )  # T̄: the factors are means over tokens, the objective sums over them
+                table = per_sequence * torch.outer(
+                    self._load(entry["left"], "values"), self._load(entry["right"], "values")
+                )
             elif self.strategy in ("ekfac", "diagonal"):
                 table = self._load(f"lam-{num}/{file_name(name)}.safetensors", "total") / num
             else:
@@ -242,7 +267,15 @@ class _Fit:
             entry["table"] = f"lam/{file_name(name)}.safetensors"
             files[entry["table"]] = self._save(entry["table"], table=table)
             layers[name] = entry
-        done = {"done": True, "stage": "done", "layers": layers, "num_sequences": num, "mean_tokens": mean_tokens, "shared": shared, "counts": counts}
+        done = {
+            "done": True,
+            "stage": "done",
+            "layers": layers,
+            "num_sequences": num,
+            "mean_tokens": mean_tokens,
+            "shared": shared,
+            "counts": counts,
+        }
         self.state = done
         self.run.commit({"fit": done}, files, [f for f in self.run.manifest.files if f.startswith(("cov-", "lam-"))])
 
@@ -269,8 +302,15 @@ class _Fit:
         if self.strategy == "diagonal":
             return dict.fromkeys(self.run_pass.layers)
         shared = self.state["shared"]
-        right = {name: self._load(f"eig/{file_name(name)}.A.safetensors", "vectors") for name in shared if shared[name] == name}
-        return {name: (self._load(f"eig/{file_name(name)}.S.safetensors", "vectors"), right[shared[name]]) for name in shared}
+        right = {
+            name: self._load(f"eig/{file_name(name)}.A.safetensors", "vectors")
+            for name in shared
+            if shared[name] == name
+        }
+        return {
+            name: (self._load(f"eig/{file_name(name)}.S.safetensors", "vectors"), right[shared[name]])
+            for name in shared
+        }
 
     def _order(self, name: str, which: str) -> int:
         layer = self.run_pass.layers[name]
@@ -281,7 +321,11 @@ class _Fit:
 
     def _load(self, relative: str, key: str) -> Tensor:
         device = next(self.run_pass.model.parameters()).device
-        return load_tensors(self.run.path / relative, self.run.manifest.files[relative], device=str(device))[key]
+        return load_tensors(self.run.path / relative, self.run.entry(relative), device=str(device))[key]
+
+    def _resume(self, relative: str) -> Tensor:
+        """A sum to add to, in memory of its own: rounding in a matrix product may depend on how its output is aligned."""
+        return self._load(relative, "total").clone()
 
     def _save(self, relative: str, **tensors: Tensor) -> FileEntry:
         return save_tensors(self.run.path / relative, {key: t.contiguous() for key, t in tensors.items()})

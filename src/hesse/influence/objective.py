@@ -15,7 +15,16 @@ from torch import Tensor, nn
 
 from hesse.errors import ArgumentError, ShapeError
 
-__all__ = ["Batch", "CausalLMLoss", "ClassificationLoss", "Labels", "Loss", "LossOutput", "RegressionLoss", "check_is_likelihood"]
+__all__ = [
+    "Batch",
+    "CausalLMLoss",
+    "ClassificationLoss",
+    "Labels",
+    "Loss",
+    "LossOutput",
+    "RegressionLoss",
+    "check_is_likelihood",
+]
 
 Batch = Mapping[str, Any]
 Labels = Tensor | Callable[[Tensor, Tensor], Tensor]
@@ -94,7 +103,7 @@ class CausalLMLoss:
         """Draw every next token from the softmax, with the true prefix as context."""
         return _inverse_cdf(logits, uniforms)
 
-    def uniforms_per_position(self, logits: Tensor) -> int:  # noqa: ARG002
+    def uniforms_per_position(self, logits: Tensor) -> int:
         """One."""
         return 1
 
@@ -150,7 +159,7 @@ class ClassificationLoss:
         """Draw the class from the softmax."""
         return _inverse_cdf(logits, uniforms)
 
-    def uniforms_per_position(self, logits: Tensor) -> int:  # noqa: ARG002
+    def uniforms_per_position(self, logits: Tensor) -> int:
         """One."""
         return 1
 
@@ -160,7 +169,7 @@ class ClassificationLoss:
         for c in range(logits.shape[-1]):
             yield root[..., c]
 
-    def positions(self, batch: Batch, valid: Tensor) -> tuple[Tensor | None, Tensor | None]:  # noqa: ARG002
+    def positions(self, batch: Batch, valid: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """No time axis."""
         return None, None
 
@@ -187,14 +196,14 @@ class RegressionLoss:
         """One an output."""
         return logits.shape[-1]
 
-    def cotangents(self, logits: Tensor, valid: Tensor) -> Iterator[Tensor]:  # noqa: ARG002
+    def cotangents(self, logits: Tensor, valid: Tensor) -> Iterator[Tensor]:
         """The output Hessian is the identity: one column an output."""
         for c in range(logits.shape[-1]):
             column = torch.zeros_like(logits)
             column[..., c] = 1
             yield column
 
-    def positions(self, batch: Batch, valid: Tensor) -> tuple[Tensor | None, Tensor | None]:  # noqa: ARG002
+    def positions(self, batch: Batch, valid: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """No time axis."""
         return None, None
 
@@ -240,7 +249,11 @@ def _logits(model: nn.Module, batch: Batch) -> Tensor:
     if "input_ids" in inputs and not hasattr(model, "config"):
         output = model(inputs["input_ids"])  # a plain module takes token ids alone
     else:
-        output = model(**inputs, use_cache=False) if hasattr(getattr(model, "config", None), "use_cache") else model(**inputs)
+        output = (
+            model(**inputs, use_cache=False)
+            if hasattr(getattr(model, "config", None), "use_cache")
+            else model(**inputs)
+        )
     logits = output if isinstance(output, Tensor) else output.logits
     if logits.dim() != 3:
         raise ShapeError(f"loss: expected logits of shape (B, T, V), got {tuple(logits.shape)}")

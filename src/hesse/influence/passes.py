@@ -4,7 +4,8 @@ Labels drawn from the model come from a counter keyed by (seed, stage, sequence 
 restarts and the number of processes never change a draw.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence as Items
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Sequence as Items
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -36,7 +37,9 @@ class Pass:
     loss: Loss
     layers: Mapping[str, TrackedLayer]
     seed: int = 0
-    attended: bool = False  # every non-padding position enters A and M, as the peer does; else only those that carry gradient
+    attended: bool = (
+        False  # every non-padding position enters A and M, as the peer does; else only those that carry gradient
+    )
     _stream: LayerStream | None = None
     _checked: bool = False
 
@@ -86,16 +89,25 @@ class Pass:
         with stream.batch(batch.get("segment_ids")):
             values = measurement(self.model, batch)
             if values.dim() != 1:
-                raise ArgumentError(f"measurement: expected one value a sequence, shape (B,), got {tuple(values.shape)}")
+                raise ArgumentError(
+                    f"measurement: expected one value a sequence, shape (B,), got {tuple(values.shape)}"
+                )
             labels = batch["labels"]
             mask = batch.get("attention_mask")
             padding = None if mask is None or mask.dim() != 2 or bool(mask.all()) else ~mask.bool()
-            stream.positions(mask.bool() if padding is not None else (torch.ones_like(labels, dtype=torch.bool) if labels.dim() == 2 else None), padding)
+            stream.positions(
+                mask.bool()
+                if padding is not None
+                else (torch.ones_like(labels, dtype=torch.bool) if labels.dim() == 2 else None),
+                padding,
+            )
             stream.backward(values.sum())
         return values.detach()
 
     @contextmanager
-    def _forward(self, batch: Batch, names: Items[str], labels: Callable[[Tensor, Tensor], Tensor] | None = None) -> Iterator[LossOutput]:
+    def _forward(
+        self, batch: Batch, names: Items[str], labels: Callable[[Tensor, Tensor], Tensor] | None = None
+    ) -> Iterator[LossOutput]:
         stream = self._require()
         with stream.batch(batch.get("segment_ids")):
             output = self.loss(self.model, batch, labels)

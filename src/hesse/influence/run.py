@@ -9,17 +9,20 @@ any moment, the folder holds the last complete state. Folder layout:
     queries/<hash>/…, scores/<hash>/…    preconditioned queries, scores of one question
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hesse.errors import ArgumentError
-from hesse.io import LOCK_NAME, FileEntry, Manifest, config_hash, manifest_exists, read_manifest, write_manifest
+from hesse.errors import ArgumentError, ArtifactError
+from hesse.io import LOCK_NAME, MANIFEST_NAME, FileEntry, Manifest, config_hash, manifest_exists, read_manifest, run_lock, write_manifest
 
-__all__ = ["KIND", "RunFolder", "open_folder", "start_folder"]
+__all__ = ["KIND", "RunFolder", "open_folder", "remove_unnamed", "start_folder", "writing_run"]
 
 KIND = "influence-run"
+
+_OWNED = ("cov-*/*", "eig/*", "lam-*/*", "lam/*", "queries/*/*", "scores/*/*", "corpus/*/*")  # where this layout puts files
 
 
 @dataclass(slots=True)
@@ -32,6 +35,29 @@ class RunFolder:
     def stage(self, name: str) -> dict[str, Any]:
         """State of a stage, empty if it has not begun."""
         return dict(self.manifest.stages.get(name, {}))
+
+    def entry(self, name: str) -> FileEntry:
+        """Size and checksum of a file that the manifest must name.
+
+        Parameters
+        ----------
+        name : str
+            Path relative to the run.
+
+        Returns
+        -------
+        FileEntry
+            To compare the file with.
+
+        Raises
+        ------
+        ArtifactError
+            If the manifest does not name it.
+        """
+        try:
+            return self.manifest.files[name]
+        except KeyError:
+            raise ArtifactError(f"{self.path / name}: not named in the manifest of the run. Run the same command again with --overwrite.") from None
 
     def commit(self, stages: Mapping[str, dict[str, Any]], add: Mapping[str, FileEntry] | None = None, drop: Iterable[str] = ()) -> None:
         """Make new files count and old ones not, in one replacement of the manifest; then delete the old ones.
@@ -87,7 +113,7 @@ def start_folder(path: Path | str, config: Mapping[str, Any], parents: Mapping[s
     resume : bool
         Whether a run that is there may be taken up.
     overwrite : bool
-        Whether a run with other settings may be deleted.
+        Whether a run with other settings, or with a damaged manifest, may be deleted.
 
     Returns
     -------
@@ -101,11 +127,12 @@ def start_folder(path: Path | str, config: Mapping[str, Any], parents: Mapping[s
     """
     folder = Path(path)
     fresh = Manifest(kind=KIND, config=dict(config), parents=dict(parents), stages={}, files={})
-    if manifest_exists(folder):
+    damaged = overwrite and manifest_exists(folder) and _is_damaged(folder)
+    if manifest_exists(folder) and not damaged:
         found = RunFolder(folder, read_manifest(folder, KIND))
         differing = _differences(found.manifest, fresh)
         if not differing and resume and not overwrite:
-            _remove_strangers(found)
+            remove_unnamed(found)
             return found
         if not overwrite:
             raise ArgumentError(
@@ -113,12 +140,68 @@ def start_folder(path: Path | str, config: Mapping[str, Any], parents: Mapping[s
                 if differing
                 else f"run_dir: {folder} already holds this run; pass resume=True or overwrite=True"
             )
-        found.commit({}, drop=list(found.manifest.files))
-    elif folder.exists() and any(entry.name != LOCK_NAME for entry in folder.iterdir()):
+    elif folder.exists() and any(entry.name != LOCK_NAME and not (damaged and _is_owned(entry)) for entry in folder.iterdir()):
         raise ArgumentError(f"run_dir: {folder} is not empty and holds no run")
     folder.mkdir(parents=True, exist_ok=True)
+    # the new manifest first: a process killed between the two leaves files that do not count, not a manifest without its files
     write_manifest(folder, fresh)
-    return RunFolder(folder, fresh)
+    run = RunFolder(folder, fresh)
+    remove_unnamed(run)
+    return run
+
+
+@contextmanager
+def writing_run(path: Path | str) -> Iterator[None]:
+    """Hold the lock of a run; if the block fails, remove what it wrote and did not commit, and a folder that it only just made.
+
+    Parameters
+    ----------
+    path : Path
+        The folder; made if missing.
+
+    Yields
+    ------
+    None
+        The lock is held until the end of the block.
+    """
+    folder = Path(path)
+    was_there = folder.exists()
+    try:
+        with run_lock(folder):
+            try:
+                yield
+            except BaseException:
+                # the first error is the one to report; what stays behind the next call removes
+                with suppress(OSError, ArgumentError):
+                    if manifest_exists(folder):
+                        remove_unnamed(open_folder(folder))
+                raise
+    except BaseException:
+        if not was_there:
+            with suppress(OSError):  # not empty: it holds a run by now
+                folder.rmdir()
+        raise
+
+
+def remove_unnamed(run: RunFolder) -> None:
+    """Delete what a killed process wrote and never committed, or dropped and never deleted; only in folders this layout owns.
+
+    Parameters
+    ----------
+    run : RunFolder
+        Whose lock the caller holds.
+    """
+    parents: set[Path] = set()
+    for pattern in _OWNED:
+        for path in run.path.glob(pattern):
+            parents.add(path.parent)
+            if path.is_file() and path.relative_to(run.path).as_posix() not in run.manifest.files:
+                path.unlink()
+    for pattern in {pattern.removesuffix("/*") for pattern in _OWNED}:
+        parents.update(run.path.glob(pattern))  # empty ones too
+    for parent in sorted(parents):
+        if parent.is_dir() and not any(parent.iterdir()):
+            parent.rmdir()
 
 
 def _differences(found: Manifest, wanted: Manifest) -> list[str]:
@@ -131,13 +214,15 @@ def _differences(found: Manifest, wanted: Manifest) -> list[str]:
     return [f"{key} ({mine.get(key)!r} there, {theirs.get(key)!r} now)" for key in keys]
 
 
-def _remove_strangers(run: RunFolder) -> None:
-    """Delete shards that a killed process wrote but never committed: only in the folders this layout owns."""
-    for pattern in ("cov-*/*", "eig/*", "lam-*/*", "queries/*/*", "scores/*/*"):
-        for path in run.path.glob(pattern):
-            if path.is_file() and path.relative_to(run.path).as_posix() not in run.manifest.files:
-                path.unlink()
-    for pattern in ("cov-*", "lam-*"):
-        for path in run.path.glob(pattern):
-            if path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
+def _is_damaged(folder: Path) -> bool:
+    """Whether the manifest cannot be read at all; one of another kind can, and is nobody's to overwrite."""
+    try:
+        read_manifest(folder)
+    except ArtifactError:
+        return True
+    return False
+
+
+def _is_owned(entry: Path) -> bool:
+    """Whether a name at the top of a run is one that this layout uses."""
+    return entry.name == MANIFEST_NAME or any(entry.match(pattern.split("/")[0]) for pattern in _OWNED)

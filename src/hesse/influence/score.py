@@ -6,9 +6,9 @@ with f_q the log-probability of the query's completion. Few queries are precondi
 """
 
 import time
-from collections.abc import Iterator, Sequence as Items
+from collections.abc import Iterator
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,15 @@ from hesse._progress import progress
 from hesse.curvature.capture import Captured
 from hesse.curvature.ekfac import rotated_gradients, sequence_gradients
 from hesse.errors import MemoryLimitError, NumericalError
-from hesse.influence.contraction import DenseQueries, LowRankQueries, QueryMatrices, contract, contract_tokens, empty_queries, put
+from hesse.influence.contraction import (
+    DenseQueries,
+    LowRankQueries,
+    QueryMatrices,
+    contract,
+    contract_tokens,
+    empty_queries,
+    put,
+)
 from hesse.influence.examples import Examples, plan_batches, plan_units
 from hesse.influence.factors import Factors
 from hesse.influence.fit import file_name
@@ -102,7 +110,10 @@ def prepare_queries(
         put(kept[name], done, inverse, seed=run_pass.seed)
 
     budget = min(settings.batch_tokens, 2048)  # a batch of full-rank gradients is held at once
-    with run_pass.open(consume), progress("queries", len(numbers), unit="queries", enabled=settings.show_progress) as advance:
+    with (
+        run_pass.open(consume),
+        progress("queries", len(numbers), unit="queries", enabled=settings.show_progress) as advance,
+    ):
         for indices in _in_order(queries.lengths, numbers, budget):
             batch = _to_device(queries.batch(indices), run_pass)
             if measurement is None:
@@ -115,7 +126,14 @@ def prepare_queries(
 
 
 def score_units(
-    run: RunFolder, folder: str, run_pass: Pass, prepared: dict[str, QueryMatrices], examples: Examples, total: int, settings: ScoreSettings, dtype: torch.dtype
+    run: RunFolder,
+    folder: str,
+    run_pass: Pass,
+    prepared: dict[str, QueryMatrices],
+    examples: Examples,
+    total: int,
+    settings: ScoreSettings,
+    dtype: torch.dtype,
 ) -> None:
     """Stream the candidates, one shard a unit, committing as they are written.
 
@@ -144,7 +162,10 @@ def score_units(
     fresh: dict[str, FileEntry] = {}
     last = time.monotonic()
     sink = _Sink(prepared, settings, dtype, 1.0 / total)
-    with run_pass.open(sink.consume), progress("scores", len(examples), unit="sequences", enabled=settings.show_progress) as advance:
+    with (
+        run_pass.open(sink.consume),
+        progress("scores", len(examples), unit="sequences", enabled=settings.show_progress) as advance,
+    ):
         advance(int(state["sequences"]))
         for unit in plan_units(len(examples), settings.unit_size, int(state["sequences"])):
             sink.start(unit, lengths)
@@ -180,7 +201,9 @@ class _Sink:
         queries = len(next(iter(self.prepared.values())))
         self.unit = unit
         self.scores = torch.zeros(queries, len(unit), dtype=wide)
-        self.layers = torch.zeros(queries, len(unit), len(self.prepared), dtype=wide) if self.settings.per_layer else None
+        self.layers = (
+            torch.zeros(queries, len(unit), len(self.prepared), dtype=wide) if self.settings.per_layer else None
+        )
         self.lengths = [lengths[i] for i in unit]
         self.tokens = [torch.zeros(queries, n, dtype=wide) for n in self.lengths] if self.settings.per_token else []
 
@@ -214,7 +237,9 @@ class _Sink:
 
     def finish(self) -> dict[str, Tensor]:
         if not bool(torch.isfinite(self.scores).all()):
-            raise NumericalError(f"score: scores of sequences {self.unit.start} to {self.unit.stop - 1} hold NaN or Inf")
+            raise NumericalError(
+                f"score: scores of sequences {self.unit.start} to {self.unit.stop - 1} hold NaN or Inf"
+            )
         out = {"scores": self.scores}
         if self.layers is not None:
             out["layers"] = self.layers
@@ -261,13 +286,21 @@ def refine(
     (int, ndarray, ndarray)
         Query number, sequence numbers, refined scores.
     """
-    full = ScoreSettings(None, batch_tokens=settings.batch_tokens, batch_size=settings.batch_size, query_memory=settings.query_memory, show_progress=False)
+    full = ScoreSettings(
+        None,
+        batch_tokens=settings.batch_tokens,
+        batch_size=settings.batch_size,
+        query_memory=settings.query_memory,
+        show_progress=False,
+    )
     step = max(1, min(len(queries), settings.query_memory // max(1, _query_bytes(run_pass, 1, full, dtype))))
     for first in range(0, len(queries), step):
         chosen = list(range(first, min(first + step, len(queries))))
         wanted = {q: _both_ends(values[q], topk) for q in chosen}
         union = sorted({int(n) for places in wanted.values() for n in places})
-        prepared = prepare_queries(run_pass, factors, queries, full, dtype=dtype, measurement=measurement, chosen=chosen)
+        prepared = prepare_queries(
+            run_pass, factors, queries, full, dtype=dtype, measurement=measurement, chosen=chosen
+        )
         sink = _Sink(prepared, full, dtype, 1.0 / total)
         sink.start(range(len(union)), [examples.lengths[n] for n in union])
         lengths = [examples.lengths[n] for n in union]
@@ -295,7 +328,10 @@ def self_scores(run_pass: Pass, factors: Factors, examples: Examples, settings: 
         squares = gradient.square() if damped is None else gradient.square() / damped
         out[places] += squares.sum((1, 2), dtype=torch.float64).cpu()
 
-    with run_pass.open(consume), progress("self-influence", len(examples), unit="sequences", enabled=settings.show_progress) as advance:
+    with (
+        run_pass.open(consume),
+        progress("self-influence", len(examples), unit="sequences", enabled=settings.show_progress) as advance,
+    ):
         for unit in plan_units(len(examples), settings.unit_size):
             for indices in plan_batches(examples.lengths, unit, settings.batch_tokens, settings.batch_size):
                 places[:] = indices

@@ -70,7 +70,7 @@ class Scores:
     def values(self) -> np.ndarray:
         """Scores, shape (Q, R), memory-mapped."""
         relative = f"{self.folder}/scores.npy"
-        return open_array(self.run.path / relative, self.run.manifest.files[relative])
+        return open_array(self.run.path / relative, self.run.entry(relative))
 
     @property
     def layers(self) -> np.ndarray | None:
@@ -132,12 +132,21 @@ class Scores:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but shards, as plain Python."""
-        return {"units": "nats", "query_ids": self.query_ids, "train_ids": self.train_ids, "scores": self.values.tolist()}
+        return {
+            "units": "nats",
+            "query_ids": self.query_ids,
+            "train_ids": self.train_ids,
+            "scores": self.values.tolist(),
+        }
 
     def to_npz(self, path: Path | str) -> None:
         """Write query_id (Q,), train_id (R,) and score (Q, R) as an .npz without pickled objects."""
         target = Path(path)
-        arrays = {"query_id": np.asarray(self.query_ids), "train_id": np.asarray(self.train_ids), "score": np.asarray(self.values)}
+        arrays = {
+            "query_id": np.asarray(self.query_ids),
+            "train_id": np.asarray(self.train_ids),
+            "score": np.asarray(self.values),
+        }
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **arrays)
         atomic_write_bytes(target, buffer.getvalue())
@@ -146,12 +155,22 @@ class Scores:
         """Write one row a pair: query_id, train_id, score in nats. Needs the extra ``parquet``."""
         arrow = require("pyarrow", extra="parquet", feature="Scores.to_parquet")
         parquet = require("pyarrow.parquet", extra="parquet", feature="Scores.to_parquet")
-        schema = arrow.schema([("query_id", arrow.string()), ("train_id", arrow.string()), ("score", arrow.from_numpy_dtype(self.values.dtype))])
+        schema = arrow.schema(
+            [
+                ("query_id", arrow.string()),
+                ("train_id", arrow.string()),
+                ("score", arrow.from_numpy_dtype(self.values.dtype)),
+            ]
+        )
 
         buffer = io.BytesIO()
         with parquet.ParquetWriter(buffer, schema) as writer:
             for q, name in enumerate(self.query_ids):
-                columns = [arrow.array([name] * len(self.train_ids)), arrow.array(self.train_ids), arrow.array(np.array(self.values[q]))]
+                columns = [
+                    arrow.array([name] * len(self.train_ids)),
+                    arrow.array(self.train_ids),
+                    arrow.array(np.array(self.values[q])),
+                ]
                 writer.write_table(arrow.Table.from_arrays(columns, schema=schema))
         atomic_write_bytes(Path(path), buffer.getvalue())
 
@@ -171,11 +190,13 @@ class Scores:
         try:
             return names.index(name)
         except ValueError:
-            raise ArgumentError(f"{argument}: no {name!r} in this run; known are {', '.join(names[:5])}{', …' if len(names) > 5 else ''}") from None
+            raise ArgumentError(
+                f"{argument}: no {name!r} in this run; known are {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
+            ) from None
 
     def _load(self, first: int) -> dict[str, torch.Tensor]:
         relative = f"{self.folder}/part-{first:09d}.safetensors"
-        return load_tensors(self.run.path / relative, self.run.manifest.files[relative])
+        return load_tensors(self.run.path / relative, self.run.entry(relative))
 
     def _parts(self) -> Any:
         for first, _stop in self.state["parts"]:
@@ -213,7 +234,12 @@ def open_scores(run: RunFolder | Path | str, folder: str | None = None) -> Score
 
 
 def assemble(
-    run: RunFolder, folder: str, index: dict[str, list[str]], refined: Items[tuple[int, np.ndarray, np.ndarray]], *, wide: bool
+    run: RunFolder,
+    folder: str,
+    index: dict[str, list[str]],
+    refined: Items[tuple[int, np.ndarray, np.ndarray]],
+    *,
+    wide: bool,
 ) -> dict[str, FileEntry]:
     """Join all shards into scores.npy (Q, R), a row's chunks summed, refined entries put in; one query at a time in memory.
 
@@ -247,7 +273,9 @@ def assemble(
     with ArrayWriter(run.path / relative, (len(index["queries"]), len(index["rows"])), dtype) as writer:
         for first in range(0, len(index["queries"]), step):
             stop = min(first + step, len(index["queries"]))
-            flat = np.concatenate([load_tensors(run.path / n, run.manifest.files[n])["scores"][first:stop].numpy() for n in names], axis=1).astype(dtype)
+            flat = np.concatenate(
+                [load_tensors(run.path / n, run.entry(n))["scores"][first:stop].numpy() for n in names], axis=1
+            ).astype(dtype)
             for q in range(first, stop):
                 if q in better:
                     flat[q - first, better[q][0]] = better[q][1]
@@ -264,7 +292,7 @@ def assemble(
 def read_index(run: RunFolder, folder: str) -> dict[str, list[str]]:
     """Read back the ids that `assemble` wrote."""
     relative = f"{folder}/index.jsonl"
-    check_file(run.path / relative, run.manifest.files[relative])
+    check_file(run.path / relative, run.entry(relative))
     index: dict[str, list[str]] = {key: [] for key in ("queries", "rows", "sequences", "row_of_sequence", "layers")}
     with (run.path / relative).open(encoding="utf-8") as lines:
         for line in lines:
@@ -277,4 +305,4 @@ def sequence_values(run: RunFolder, folder: str) -> np.ndarray:
     """Scores of the first pass by sequence, (Q, N)."""
     state = run.stage(f"score:{folder}")
     names = [f"{folder}/part-{first:09d}.safetensors" for first, _stop in state["parts"]]
-    return np.concatenate([load_tensors(run.path / n, run.manifest.files[n])["scores"].numpy() for n in names], axis=1)
+    return np.concatenate([load_tensors(run.path / n, run.entry(n))["scores"].numpy() for n in names], axis=1)

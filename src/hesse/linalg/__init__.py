@@ -1,30 +1,182 @@
 """Matrices that are only multiplied by: operators, solvers, eigenvalues, traces, sketches."""
 
 from hesse.linalg.basic import Dense, Diagonal, FunctionOperator, Permutation, ScaledIdentity, Sparse
+from hesse.linalg.cholesky import JitteredCholesky, cholesky_downdate, cholesky_update, safe_cholesky
 from hesse.linalg.convert import as_linear_operator
+from hesse.linalg.diagonals import DiagonalEstimate, diagonal, hutchinson_diagonal, xdiag
+from hesse.linalg.eigen import (
+    BlockLanczos,
+    EigenResult,
+    LanczosState,
+    Reorthogonalization,
+    SingularTriplets,
+    SpectralDensity,
+    Which,
+    block_lanczos,
+    eigsh,
+    lanczos,
+    lobpcg,
+    logdet,
+    power_iteration,
+    shift_inverse,
+    slq,
+    spectral_density,
+    spectral_norm,
+    svds,
+    tridiagonal,
+)
 from hesse.linalg.eigh import Eigh, EighKronecker
+from hesse.linalg.grassmann import (
+    GrassmannParameter,
+    grassmann_distance,
+    grassmann_exp,
+    grassmann_log,
+    grassmann_project,
+    orthonormalize,
+    principal_angles,
+)
+from hesse.linalg.inverse import InverseOperator
 from hesse.linalg.kronecker import Kronecker, KroneckerSum
+from hesse.linalg.layout import ParameterLayout
+from hesse.linalg.line_search import LineSearch, armijo
 from hesse.linalg.low_rank import LowRank, LowRankPlusDiagonal
+from hesse.linalg.nystrom import Nystrom, NystromPreconditioner, nystrom, nystrom_preconditioner
 from hesse.linalg.operator import LinearOperator
-from hesse.linalg.solvers import Solution, Status, cg, minres
+from hesse.linalg.projections import AffineEquality, Ball, Box, Ellipsoid, Halfspace, HNormBall, Simplex
+from hesse.linalg.rsvd import TruncatedSVD, rsvd
+from hesse.linalg.sketch import SRHT, CountSketch, GaussianSketch, SparseSign, fwht
+from hesse.linalg.solve import solve
+from hesse.linalg.solvers import (
+    Solution,
+    Status,
+    cg,
+    gmres,
+    jacobi,
+    lsmr,
+    lsqr,
+    minres,
+    multishift_cg,
+    pivoted_cholesky,
+    pivoted_cholesky_preconditioner,
+)
+from hesse.linalg.stencil import PoissonStencil
+from hesse.linalg.structured import BlockDiagonal, ProductOperator, ScaledOperator, ShiftedOperator, SumOperator
+from hesse.linalg.symmetric import symmetric_exp, symmetric_function, symmetric_log, symmetric_power, symmetric_sqrt
+from hesse.linalg.tensor_ops import fold, khatri_rao, mode_product, multi_mode_product, unfold
+from hesse.linalg.toeplitz import CirculantPreconditioner, Toeplitz, circulant_preconditioner
+from hesse.linalg.traces import TraceEstimate, TraceMethod, hutchinson_trace, hutchpp_trace, trace, xnystrace, xtrace
+from hesse.linalg.views import AdjointOperator, ConjugateOperator, SlicedOperator
 
 __all__ = [
+    "SRHT",
+    "AdjointOperator",
+    "AffineEquality",
+    "Ball",
+    "BlockDiagonal",
+    "BlockLanczos",
+    "Box",
+    "CirculantPreconditioner",
+    "ConjugateOperator",
+    "CountSketch",
     "Dense",
     "Diagonal",
+    "DiagonalEstimate",
+    "EigenResult",
     "Eigh",
     "EighKronecker",
+    "Ellipsoid",
     "FunctionOperator",
+    "GaussianSketch",
+    "GrassmannParameter",
+    "HNormBall",
+    "Halfspace",
+    "InverseOperator",
+    "JitteredCholesky",
     "Kronecker",
     "KroneckerSum",
+    "LanczosState",
+    "LineSearch",
     "LinearOperator",
     "LowRank",
     "LowRankPlusDiagonal",
+    "Nystrom",
+    "NystromPreconditioner",
+    "ParameterLayout",
     "Permutation",
+    "PoissonStencil",
+    "ProductOperator",
+    "Reorthogonalization",
     "ScaledIdentity",
+    "ScaledOperator",
+    "ShiftedOperator",
+    "Simplex",
+    "SingularTriplets",
+    "SlicedOperator",
     "Solution",
     "Sparse",
+    "SparseSign",
+    "SpectralDensity",
     "Status",
+    "SumOperator",
+    "Toeplitz",
+    "TraceEstimate",
+    "TraceMethod",
+    "TruncatedSVD",
+    "Which",
+    "armijo",
     "as_linear_operator",
+    "block_lanczos",
     "cg",
+    "cholesky_downdate",
+    "cholesky_update",
+    "circulant_preconditioner",
+    "diagonal",
+    "eigsh",
+    "fold",
+    "fwht",
+    "gmres",
+    "grassmann_distance",
+    "grassmann_exp",
+    "grassmann_log",
+    "grassmann_project",
+    "hutchinson_diagonal",
+    "hutchinson_trace",
+    "hutchpp_trace",
+    "jacobi",
+    "khatri_rao",
+    "lanczos",
+    "lobpcg",
+    "logdet",
+    "lsmr",
+    "lsqr",
     "minres",
+    "mode_product",
+    "multi_mode_product",
+    "multishift_cg",
+    "nystrom",
+    "nystrom_preconditioner",
+    "orthonormalize",
+    "pivoted_cholesky",
+    "pivoted_cholesky_preconditioner",
+    "power_iteration",
+    "principal_angles",
+    "rsvd",
+    "safe_cholesky",
+    "shift_inverse",
+    "slq",
+    "solve",
+    "spectral_density",
+    "spectral_norm",
+    "svds",
+    "symmetric_exp",
+    "symmetric_function",
+    "symmetric_log",
+    "symmetric_power",
+    "symmetric_sqrt",
+    "trace",
+    "tridiagonal",
+    "unfold",
+    "xdiag",
+    "xnystrace",
+    "xtrace",
 ]

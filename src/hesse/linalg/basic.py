@@ -108,7 +108,7 @@ class _Pattern:
         return flipped
 
     def multiply(self, values: Tensor, x: Tensor) -> Tensor:
-        matrix = torch.sparse_csr_tensor(self.crow, self.col, values.detach(), self.shape)
+        matrix = torch.sparse_csr_tensor(self.crow, self.col, values.detach(), self.shape, check_invariants=False)
         if x.ndim == 2:
             return matrix @ x
         n, k = x.shape[-2:]  # a batch of blocks becomes one wide block: CSR products take matrices only
@@ -207,7 +207,7 @@ class Sparse(LinearOperator):
             )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.sparse_csr_tensor(crow, col, values.detach(), shape)
+            torch.sparse_csr_tensor(crow, col, values.detach(), shape, check_invariants=True)
         operator = object.__new__(cls)
         operator._store(crow, col, values, shape, is_symmetric, is_psd)
         return operator
@@ -231,7 +231,9 @@ class Sparse(LinearOperator):
             raise ArgumentTypeError(f"Sparse: torch has no sparse product in {self.dtype} on the CPU; use float32")
         self._pattern = _Pattern(self.crow, self.col, self.shape)
         self._flipped = self._pattern.transposed()
-        self._csr = torch.sparse_csr_tensor(self.crow, self.col, self.values.detach(), self.shape)
+        self._csr = torch.sparse_csr_tensor(
+            self.crow, self.col, self.values.detach(), self.shape, check_invariants=False
+        )
 
     def _matmat(self, x: Tensor) -> Tensor:
         if x.ndim == 2 and not (torch.is_grad_enabled() and (x.requires_grad or self.values.requires_grad)):

@@ -93,7 +93,12 @@ def as_linear_operator(
         if shape is None:
             raise ShapeError("as_linear_operator: a callable needs shape=(m, n)")
         return FunctionOperator(
-            cast(Callable[..., Tensor], matrix), shape, dtype=dtype or torch.float32, device=device or "cpu", rmatmat_fn=rmatmat_fn, **flags
+            cast(Callable[..., Tensor], matrix),
+            shape,
+            dtype=dtype or torch.float32,
+            device=device or "cpu",
+            rmatmat_fn=rmatmat_fn,
+            **flags,
         )
     raise ArgumentTypeError(
         "as_linear_operator: expected a tensor, array, sparse matrix, operator or function, "

@@ -106,7 +106,11 @@ class Kronecker(LinearOperator):
     @property
     def H(self) -> "LinearOperator":
         """The Kronecker product of the adjoints."""
-        return self if self.is_symmetric else Kronecker([f.H for f in self.factors])
+        if self.is_symmetric:
+            return self
+        turned = Kronecker([f.H for f in self.factors])
+        turned._adjoint_of = self
+        return turned
 
     @property
     def has_spectral_form(self) -> bool:

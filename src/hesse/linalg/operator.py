@@ -94,6 +94,7 @@ class LinearOperator(ABC):
         self.is_symmetric = is_symmetric or is_psd
         self.is_psd = is_psd
         self._symmetry_seen = False
+        self._adjoint_of: LinearOperator | None = None  # whose .H this is, so that A.H @ A is known to be psd
 
     # ------------------------------------------------------------------------------------------ what a subclass gives
 
@@ -642,7 +643,7 @@ class LinearOperator(ABC):
             else:
                 setattr(clone, field, convert(field, value))
         clone.dtype, clone.device = dtype, device
-        clone._symmetry_seen = False
+        clone._symmetry_seen, clone._adjoint_of = False, None
         return clone
 
     # ------------------------------------------------------------------------------------------ elsewhere

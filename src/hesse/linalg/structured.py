@@ -11,7 +11,6 @@ from torch import Tensor
 
 from hesse.errors import ArgumentError, ArgumentTypeError, ShapeError, SingularError
 from hesse.linalg.operator import LinearOperator, Scalar
-from hesse.linalg.views import AdjointOperator
 
 __all__ = [
     "BlockDiagonal",
@@ -344,6 +343,15 @@ class ProductOperator(LinearOperator):
             b = factor.solve(b)
         return b
 
+    @property
+    def H(self) -> LinearOperator:
+        """The adjoints in reverse."""
+        if self.is_symmetric:
+            return self
+        turned = ProductOperator([f.H for f in reversed(self.factors)])
+        turned._adjoint_of = self
+        return turned
+
     def _logdet(self) -> Tensor:
         total = self.factors[0].logdet()
         for factor in self.factors[1:]:
@@ -473,9 +481,7 @@ def _columns(scalar: Scalar) -> Scalar:
 def _adjoint_pair(left: LinearOperator, right: LinearOperator) -> bool:
     if left is right:
         return left.is_symmetric
-    return (isinstance(left, AdjointOperator) and left.base is right) or (
-        isinstance(right, AdjointOperator) and right.base is left
-    )
+    return left._adjoint_of is right or right._adjoint_of is left
 
 
 def _congruence(factors: Sequence[LinearOperator]) -> tuple[bool, bool]:

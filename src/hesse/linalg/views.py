@@ -31,6 +31,7 @@ class AdjointOperator(LinearOperator):
             is_psd=base.is_psd,
         )
         self.base = base
+        self._adjoint_of = base
 
     def _matmat(self, x: Tensor) -> Tensor:
         return self.base.rmatmat(x)

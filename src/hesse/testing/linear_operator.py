@@ -163,7 +163,9 @@ def _detached(case: _Case, x: Tensor) -> Tensor:
 def _check_dense_shape_and_dtype(case: _Case) -> None:
     dense = case.a.to_dense()
     case.holds(dense.shape == (*case.a.batch_shape, *case.a.shape), f"to_dense has shape {tuple(dense.shape)}")
-    case.holds(dense.dtype == case.a.dtype and dense.device == case.a.device, f"to_dense is {dense.dtype} on {dense.device}")
+    case.holds(
+        dense.dtype == case.a.dtype and dense.device == case.a.device, f"to_dense is {dense.dtype} on {dense.device}"
+    )
 
 
 def _check_dense_agreement(case: _Case) -> None:
@@ -287,7 +289,9 @@ def _check_shift(case: _Case) -> None:
     case.near((moved @ case.x).detach(), case.dense @ case.x + 0.75 * case.x, "(A + 0.75 I) @ X")
     case.holds(moved.is_symmetric == case.a.is_symmetric, "a real shift changed is_symmetric")
     if moved.has_direct_solve and case.a.is_psd:
-        case.near((moved @ moved.solve(case.x)).detach(), case.x.expand(*case.a.batch_shape, *case.x.shape), "shifted solve")
+        case.near(
+            (moved @ moved.solve(case.x)).detach(), case.x.expand(*case.a.batch_shape, *case.x.shape), "shifted solve"
+        )
 
 
 def _check_symmetry_flag(case: _Case) -> None:
@@ -314,7 +318,9 @@ def _check_direct_solve(case: _Case) -> None:
     slack = float(cond.max())
     gap = float((found - wanted).abs().max())
     case.holds(gap <= case.tol * slack * max(float(wanted.abs().max()), 1e-30), f"solve differs by {gap:.2e}")
-    gap = float((case.a.logdet().detach() - torch.linalg.slogdet(wide).logabsdet.to(case.a.dtype.to_real())).abs().max())
+    gap = float(
+        (case.a.logdet().detach() - torch.linalg.slogdet(wide).logabsdet.to(case.a.dtype.to_real())).abs().max()
+    )
     case.holds(gap <= case.tol * slack * case.a.shape[0], f"logdet differs by {gap:.2e}")
 
 

@@ -131,8 +131,8 @@ def logdet(
         "slq": stochastic Lanczos quadrature. "exact": the structure's own closed form (`LinearOperator.logdet`).
         "cholesky": of the dense matrix, O(N³) time and O(N²) memory, differentiable in the usual way.
     num_probes, num_steps : int, default 20 and 60
-        For "slq": about half a percent off for N = 2000 at condition 10⁴, most of it the quadrature's bias upwards, which
-        the standard error does not cover; twice the steps remove it.
+        For "slq": about half a percent off for N = 2000 at condition 10⁴, much of it the quadrature's bias upwards,
+        which the standard error does not cover; twice the steps remove it.
     generator : torch.Generator, optional
         For "slq": source of the signs. Default: torch's global generator.
 

@@ -252,7 +252,7 @@ def column_norm(block: Tensor) -> Tensor:
 
 
 def unit_scale(b: Tensor) -> Tensor:
-    """Find the power of two that takes each column near norm 1 without rounding, so that squares stay in range.
+    """Find the power of two that takes the largest entry of a column near 1 without rounding: squares stay in range.
 
     Parameters
     ----------
@@ -264,8 +264,10 @@ def unit_scale(b: Tensor) -> Tensor:
     Tensor, shape (..., 1, k)
         Divide by it.
     """
-    norm = column_norm(b)
-    return torch.ldexp(torch.ones_like(norm), torch.frexp(torch.where(norm > 0, norm, 1)).exponent)
+    if b.shape[-2] == 0:
+        return torch.ones_like(column_norm(b))
+    size = b.abs().amax(-2, keepdim=True)
+    return torch.ldexp(torch.ones_like(size), torch.frexp(torch.where(size > 0, size, 1)).exponent)
 
 
 def finish(
@@ -294,7 +296,7 @@ def finish(
     num_steps : int
         Of the slowest column.
     limit : Tensor, shape (..., 1, k)
-        Tolerance on the residual norm, unscaled.
+        Tolerance on the residual norm of the scaled system.
     scale : Tensor, shape (..., 1, k)
         From `unit_scale`.
     history : list of Tensor
@@ -305,16 +307,15 @@ def finish(
     Solution
         In the caller's shape.
     """
-    x = x * scale
-    residual = column_norm(system.b - system.product(x))
+    residual = column_norm(system.b / scale - system.product(x))
     met = residual <= limit
     claimed = torch.where(statuses == int(Status.CONVERGED), int(Status.STAGNATED), statuses)
     statuses = torch.where(met, int(Status.CONVERGED), claimed)
     return Solution(
-        x=system.unfold(x),
+        x=system.unfold(x * scale),
         converged=system.unfold_columns(met),
         num_steps=num_steps,
-        residual=system.unfold_columns(residual),
+        residual=system.unfold_columns(residual * scale),
         status=Status(int(statuses.max())) if statuses.numel() else Status.CONVERGED,
         method=method,
         history=system.unfold_columns(torch.stack(history)) if history else None,

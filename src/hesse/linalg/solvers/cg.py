@@ -263,6 +263,8 @@ def _iterate(system: System, plan: _Plan) -> _Run:
             keep_directions = _note_breakdown(s, pap) or keep_directions
         if not sound or num_stopped:
             alpha = torch.where(s.stopped, 0, alpha)
+        if plan.tridiagonal:
+            run.alphas.append(alpha)
         s.x.addcmul_(s.p, alpha)
         before = s.r.clone() if plan.flexible else None
         if plan.replace_every and step % plan.replace_every == 0:
@@ -309,7 +311,6 @@ def _iterate(system: System, plan: _Plan) -> _Run:
         if num_stopped or lazy:
             beta = torch.where(s.stopped, 0, beta)
         if plan.tridiagonal:
-            run.alphas.append(alpha)
             run.betas.append(beta)
         if keep_directions:
             s.p = torch.where(s.stopped, s.p, torch.addcmul(s.z, s.p, beta))
@@ -361,10 +362,11 @@ def _solution(system: System, runs: list[_Run]) -> Solution:
 
 def _tridiagonal(system: System, run: _Run) -> tuple[Tensor, Tensor]:
     # T_jj = 1/α_j + β_{j-1}/α_{j-1},  T_{j,j+1} = sqrt(β_j)/α_j; a column that has stopped goes on as the identity
-    alphas, betas = torch.stack(run.alphas), torch.stack(run.betas)
+    alphas = torch.stack(run.alphas)
+    betas = torch.stack([*run.betas, torch.zeros_like(alphas[0])])[: len(alphas) - 1]
     live = alphas != 0
     inverse = torch.where(live, 1 / torch.where(live, alphas, 1), 0)
-    carried = betas[:-1] * inverse[:-1]
+    carried = betas * inverse[:-1]
     diagonal = torch.where(live, inverse + torch.cat([torch.zeros_like(inverse[:1]), carried]), 1)
-    off = torch.where(live[1:], betas[:-1].clamp_min(0).sqrt() * inverse[:-1], 0)
+    off = torch.where(live[1:], betas.clamp_min(0).sqrt() * inverse[:-1], 0)
     return system.unfold_columns(diagonal).movedim(0, -1), system.unfold_columns(off).movedim(0, -1)

@@ -93,27 +93,27 @@ def gmres(
     )
     precondition = system.precondition or (lambda block: block)
     scale = unit_scale(system.b)
-    limit = (rtol * column_norm(system.b)).clamp_min(atol)
     target = system.b / scale
+    limit = torch.maximum(rtol * column_norm(target), atol / scale)
     x = torch.zeros_like(target) if system.x0 is None else system.x0 / scale
     r = target - system.product(x) if system.x0 is not None else target
     norm = column_norm(r)
     history = [norm * scale] if record_history else []
     step, idle = 0, 0
-    while step < limit_steps and not bool((norm <= limit / scale).all()) and idle < 2:
+    while step < limit_steps and not bool((norm <= limit).all()) and idle < 2:
         length = min(restart, limit_steps - step, operator.shape[0])
         y, used = _cycle(
-            system.product, precondition, r, norm, limit / scale, length, scale, history if record_history else None
+            system.product, precondition, r, norm, limit, length, scale, history if record_history else None
         )
         x = x + precondition(y)
         r = target - system.product(x)
         before, norm = norm, column_norm(r)
         step += used
-        active = before > limit / scale
+        active = before > limit
         idle = 0 if bool(((norm < (1 - 1e-3) * before) | ~active).all()) else idle + 1
     bad = torch.isnan(norm)
     other = Status.STAGNATED if idle >= 2 else Status.MAX_STEPS
-    statuses = torch.where(norm <= limit / scale, int(Status.CONVERGED), int(other))
+    statuses = torch.where(norm <= limit, int(Status.CONVERGED), int(other))
     statuses = torch.where(bad, int(Status.BREAKDOWN), statuses)
     return finish(system, x, statuses, method="gmres", num_steps=step, limit=limit, scale=scale, history=history)
 

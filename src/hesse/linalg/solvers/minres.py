@@ -103,8 +103,7 @@ def minres(
     )
     product, precondition = system.product, system.precondition or (lambda block: block)
     scale = unit_scale(system.b)
-    limit = (rtol * column_norm(system.b)).clamp_min(atol)
-    inner_limit = limit / scale
+    limit = torch.maximum(rtol * column_norm(system.b / scale), atol / scale)
     eps = torch.finfo(scale.dtype).eps
 
     x = torch.zeros_like(system.b) if system.x0 is None else system.x0 / scale
@@ -117,7 +116,7 @@ def minres(
     beta_old, dbar, epsln, phibar, norm2 = zero, zero, zero, beta, zero
     cs, sn = -torch.ones_like(beta), zero
     rnorm = column_norm(residual)
-    stopped = rnorm <= inner_limit
+    stopped = rnorm <= limit
     statuses = torch.where(stopped, int(Status.CONVERGED), int(Status.MAX_STEPS))
     history = [rnorm * scale] if record_history else []
     step = 0
@@ -154,7 +153,7 @@ def minres(
             update = residual * sn**2 - newer * (phibar * cs / _safe(beta))
             residual = torch.where(stopped, residual, update)
             rnorm = column_norm(residual)
-        met = ~stopped & (rnorm <= inner_limit)
+        met = ~stopped & (rnorm <= limit)
         statuses = torch.where(met, int(Status.CONVERGED), statuses)
         stopped = stopped | met
         if record_history:
