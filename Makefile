@@ -94,6 +94,7 @@ $(VENV)/.stamp-docs: $(PINS) | $(VENV)/.stamp-test
 
 $(VENV)/.stamp-bench: $(PINS) | $(VENV)/.stamp-test
 	@$(INSTALL) --group bench || $(OFFLINE)
+	@$(INSTALL) --no-deps kronfluence==1.0.1 || $(OFFLINE)
 	@touch $@
 
 # A peer whose pins clash with ours: an environment of its own, without hesse; benchmarks/peers.py hands it arrays.

@@ -56,7 +56,7 @@ BLOCKING = {"batch_tokens": 24, "unit_size": 4, "checkpoint_seconds": 0.0, "prog
 
 
 class TinyLanguageModel(nn.Module):
-    """Two residual blocks, each mixing positions by a causal mean: as small as a model with all the engine's stages can be."""
+    """Two residual blocks, each mixing positions by a causal mean: as small as a model with all stages can be."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -219,7 +219,7 @@ def kill_until_done(case: Case, kills: int, seed: int, parent: Path) -> KillCoun
     """
     rng = random.Random(seed)  # noqa: S311
     begun = time.monotonic()
-    whole = parent / "whole"
+    whole, duration = parent / "whole", 0.0
     for _repeat in range(2):  # the second is warm, and the one whose duration counts
         shutil.rmtree(whole, ignore_errors=True)
         start = time.monotonic()
@@ -253,7 +253,7 @@ def kill_until_done(case: Case, kills: int, seed: int, parent: Path) -> KillCoun
 
 
 def kills_resume_bit_identical(scale: Scale) -> Claim:
-    """After kill -9 at random moments the same call completes the run, and every file equals that of an uninterrupted run."""
+    """After kill -9 at random moments the same call completes the run, and every file equals that of a whole run."""
     total = scale(smoke=20, full=300)
     rows: dict[str, Any] = {}
     fractions = []
@@ -278,7 +278,7 @@ def kills_resume_bit_identical(scale: Scale) -> Claim:
         bar=1.0,
         better="higher",
         rows=rows,
-        note="SIGKILL leaves the page cache alive: this proves the order of the renames, not that data reached the disk",
+        note="SIGKILL leaves the page cache alive: the order of renames is proved, not that data reached the disk",
     )
 
 
@@ -370,7 +370,7 @@ def is_refused(folder: Path) -> bool:
 
 
 def damage_is_refused(scale: Scale) -> Claim:
-    """Truncated, flipped, swapped, foreign, pickled or missing: no damaged file of a run is ever read as if it were whole."""
+    """Truncated, flipped, swapped, foreign, pickled or missing: no damaged file is ever read as if it were whole."""
     rng = random.Random(scale.seed)  # noqa: S311
     refused: dict[str, int] = {}
     named: dict[str, int] = {}
@@ -381,7 +381,7 @@ def damage_is_refused(scale: Scale) -> Claim:
         finished_run(folder)
         finished_run(parent / "other", seed=1)
         read_everything(folder)
-        for what, name, harm in damages(folder, parent / "other", scale(smoke=2, full=40), rng):
+        for what, name, harm in damages(folder, parent / "other", scale(smoke=2, full=30), rng):
             path = folder / name
             whole = path.read_bytes()
             harm(path)

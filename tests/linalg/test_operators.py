@@ -449,7 +449,7 @@ def test_bad_input_is_named():
     m = Dense(torch.ones(3, 2))
     with pytest.raises(ShapeError, match=r"\(\.\.\., 2, k\), got \(3, 2\)"):
         m @ torch.ones(3, 2)
-    with pytest.raises(ShapeError, match="float32, the operand torch.float64"):
+    with pytest.raises(ShapeError, match=r"float32, the operand torch\.float64"):
         m @ torch.ones(2, 2, dtype=torch.float64)
     with pytest.raises(ArgumentTypeError, match="floating"):
         Dense(torch.ones(2, 2, dtype=torch.int64))
@@ -465,11 +465,11 @@ def test_bad_input_is_named():
         m[0, :]
     with pytest.raises(ArgumentTypeError, match="complex"):
         m * 1j
-    with pytest.raises(ShapeError, match="shape="):
+    with pytest.raises(ShapeError, match="needs shape"):
         as_linear_operator(lambda x: x)
     with pytest.raises(ArgumentTypeError, match="NoneType"):
         as_linear_operator(None)
-    with pytest.raises(ArgumentTypeError, match="hesse.linalg.solve"):
+    with pytest.raises(ArgumentTypeError, match=r"hesse\.linalg\.solve"):
         Dense(torch.eye(2)).solve(torch.ones(2))
     with pytest.raises(ArgumentTypeError, match="_rmatmat"):
         FunctionOperator(lambda x: x.detach() * 2, (2, 2)).rmatmat(torch.ones(2, 1))

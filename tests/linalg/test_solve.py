@@ -63,7 +63,7 @@ def test_preconditioner_asks_for_iterations():
 def test_never_unconverged_without_a_word():
     """Oracle: a step limit too low; the error names method, cause and remedy."""
     a = definite(draw(20, 20))
-    with pytest.raises(ConvergenceError, match="cg: 1 of 1 columns .* MAX_STEPS.*raise max_steps"):
+    with pytest.raises(ConvergenceError, match=r"cg: 1 of 1 columns .* MAX_STEPS.*raise max_steps"):
         solve(a, draw(20), method="cg", max_steps=1)
     loose = solve(a, draw(20), method="cg", max_steps=1, strict=False)
     assert not bool(loose.converged)

@@ -1,13 +1,14 @@
 """Streams the inputs and output gradients of chosen layers out of one backward pass that computes no weight gradient.
 
-A layer s = W ã has ∇W = Σ_t δ_t ã_tᵀ, so (ã, δ) is all that factors, eigenvalues and scores need. With every parameter frozen,
-autograd computes activation gradients only: 4 flops a parameter and token instead of the 6 of a training step, and no ``.grad``.
+A layer s = W ã has ∇W = Σ_t δ_t ã_tᵀ, so (ã, δ) is all that factors, eigenvalues and scores need. With every parameter
+frozen, autograd computes activation gradients only: 4 flops a parameter and token instead of the 6 of a training step,
+and no ``.grad``.
 Shapes: B sequences, T positions, m inputs (bias not counted), p outputs.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +24,9 @@ __all__ = ["Captured", "LayerStream", "dgrad_only"]
 class Captured:
     """What one layer saw in one batch: rows of inputs and of output gradients, zero where ``mask`` is false.
 
-    ``shared_with`` names the first layer of the batch that received the identical input tensor (itself, as a rule): its input
-    statistics serve all of them.
+    ``shared_with`` names the first layer of the batch that received the identical input tensor (itself, as a rule): its
+    input statistics serve all of them. A layer called several times in one forward pass comes once, its ``calls``
+    joined along T.
     """
 
     layer: TrackedLayer
@@ -32,6 +34,26 @@ class Captured:
     grads: Tensor  # (B, T, p)
     mask: Tensor | None  # (B, T) bool, None where every position counts
     shared_with: str
+    calls: int = 1
+
+    def blocks(self, limit: int) -> "Iterator[Captured]":
+        """Cut the batch into runs of sequences, as whole matrices of gradients take much more room than rows.
+
+        Parameters
+        ----------
+        limit : int
+            Entries that the gradients (B, p, columns) of one run may have; a run has one sequence at least.
+
+        Yields
+        ------
+        Captured
+            In order; views, not copies.
+        """
+        step = max(1, limit // (self.layer.out_features * self.layer.columns))
+        for first in range(0, len(self.grads), step):
+            cut = slice(first, first + step)
+            mask = None if self.mask is None else self.mask[cut]
+            yield replace(self, inputs=self.inputs[cut], grads=self.grads[cut], mask=mask)
 
 
 Consumer = Callable[[Captured], None]
@@ -53,6 +75,7 @@ class _Anchor(Function):
 class _Call:
     inputs: Tensor
     version: int  # of the input tensor: with frozen weights autograd does not notice that it was overwritten
+    key: tuple[object, ...]  # equal for calls that read the identical rows
     grads: Tensor | None = None
 
 
@@ -67,19 +90,25 @@ class _Batch:
     owners: dict[tuple[object, ...], str] = field(default_factory=dict)
     shared: dict[str, str] = field(default_factory=dict)
     delivered: set[str] = field(default_factory=set)
+    hidden: set[str] = field(default_factory=set)  # called with gradients disabled
     keep: bool = False
+    running: bool = False  # a backward pass is under way
 
 
 class LayerStream:
-    """Hooks on the layers; each hands its (inputs, output gradients) to the consumer as soon as the backward pass has them.
+    """Hooks on the layers; each hands its (inputs, output gradients) over as soon as the backward pass has them.
+
+    Activation checkpointing is followed: a layer that runs again during the backward pass counts once. With
+    ``use_reentrant=True`` torch itself needs an input that requires a gradient.
 
     Parameters
     ----------
     layers : mapping of str to TrackedLayer
         From `select_layers`.
     consumer : callable
-        Receives one `Captured` a layer and batch. A layer that is called several times in one forward pass (weight sharing) is
-        handed over once, its calls joined along T, so that what is summed over T is summed over calls before it is squared.
+        Receives one `Captured` a layer and batch. A layer that is called several times in one forward pass (weight
+        sharing) is handed over once, its calls joined along T, so that what is summed over T is summed over calls
+        before it is squared.
 
     Examples
     --------
@@ -115,18 +144,13 @@ class LayerStream:
         Parameters
         ----------
         segments : Tensor, shape (B, T), int64, optional
-            Packed documents: the document number of each position, 0 to D - 1 over the whole batch, -1 for none. The consumer
-            then sees D sequences instead of B rows.
+            Packed documents: the document number of each position, 0 to D - 1 over the whole batch, -1 for none. The
+            consumer then sees D sequences instead of B rows.
 
         Yields
         ------
         None
             Run forward and backward inside the block.
-
-        Raises
-        ------
-        ArgumentError
-            If a tracked layer was not called, or no gradient reached it.
         """
         self._batch = _Batch(segments=segments)
         try:
@@ -142,7 +166,7 @@ class LayerStream:
         mask : Tensor, shape (B, T), bool, optional
             Positions that count. Default: all.
         padding : Tensor, shape (B, T), bool, optional
-            True where a position is padding: its rows are set to zero, whatever the model computed there.
+            True where a position is padding: its gradient rows are set to zero, whatever the model computed there.
         """
         batch = self._require_batch()
         batch.mask, batch.padding = mask, padding
@@ -168,8 +192,14 @@ class LayerStream:
         batch.delivered.clear()
         batch.keep = keep
         if not outputs.requires_grad:
-            raise ArgumentError("modules: no tracked layer was called with gradients enabled in this forward pass")
+            raise ArgumentError(
+                "modules: no tracked layer was called with gradients enabled in this forward pass. Under reentrant "
+                "activation checkpointing the model's input must require a gradient "
+                "(model.enable_input_require_grads() in transformers), or use use_reentrant=False."
+            )
+        batch.running = True
         torch.autograd.backward(outputs, cotangent, retain_graph=keep)
+        batch.running = False
         for name in self.layers:
             if name not in batch.delivered:
                 self._finish(batch, name)
@@ -182,15 +212,24 @@ class LayerStream:
     def _forward_hook(self, layer: TrackedLayer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
         def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
             batch = self._batch
-            if batch is None or not torch.is_grad_enabled():
+            if batch is None:
+                return None
+            if not torch.is_grad_enabled():
+                batch.hidden.add(layer.name)
                 return None
             anchored = None
             if not output.requires_grad:  # the lowest tracked layer: nothing below needs a gradient
                 output = anchored = _Anchor.apply(output, torch.zeros((), requires_grad=True))
+            if not args:
+                raise ArgumentError(f"modules: {layer.name!r} was called with keyword arguments only; leave it out")
+            if batch.running and layer.name not in batch.hidden:
+                return anchored  # recomputed for its saved tensors only: the gradient belongs to the first call
             x = args[0].detach()
-            call = _Call(x, x._version)
-            batch.calls.setdefault(layer.name, []).append(call)
-            key = (x.data_ptr(), x.shape, x.stride(), x.dtype, len(batch.calls[layer.name]))
+            calls = batch.calls.setdefault(layer.name, [])
+            # the tensor is kept alive until its layer is delivered, so that its address names it
+            key = (x.data_ptr(), x.shape, x.stride(), x.dtype, len(calls), layer.reads)
+            call = _Call(x, x._version, key)
+            calls.append(call)
             batch.shared.setdefault(layer.name, batch.owners.setdefault(key, layer.name))
             output.register_hook(self._grad_hook(batch, layer, call))
             return anchored
@@ -206,7 +245,7 @@ class LayerStream:
         return hook
 
     def _finish(self, batch: _Batch, name: str) -> None:
-        """Deliver a layer some of whose calls had no part in the loss; refuse one that had none at all."""
+        # deliver a layer some of whose calls had no part in the loss; refuse one that had none at all
         calls = batch.calls.get(name, [])
         if not calls:
             raise ArgumentError(
@@ -222,14 +261,19 @@ class LayerStream:
     def _deliver(self, batch: _Batch, layer: TrackedLayer) -> None:
         every = batch.calls[layer.name] if batch.keep else batch.calls.pop(layer.name)
         calls = [call for call in every if call.grads is not None]
+        if layer.name in batch.delivered:
+            raise ArgumentError(
+                f"modules: {layer.name!r} runs in several reentrant checkpoints of one forward pass, so its calls "
+                "cannot be joined; use use_reentrant=False, or leave it out with modules="
+            )
         batch.delivered.add(layer.name)
         pairs = [_rows(layer, call, batch) for call in calls]
-        # several calls joined: their masks too
         inputs, grads, masks = pairs[0] if len(pairs) == 1 else _join(pairs)
         shared = batch.shared[layer.name] if len(pairs) == 1 else layer.name
-        self.consumer(Captured(layer, inputs, grads, masks, shared))
+        self.consumer(Captured(layer, inputs, grads, masks, shared, len(pairs)))
         for call in calls:
             call.grads = None
+            batch.owners.pop(call.key, None)  # a tensor of a later recomputation may lie at the same address
 
 
 def _rows(layer: TrackedLayer, call: _Call, batch: _Batch) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -238,7 +282,8 @@ def _rows(layer: TrackedLayer, call: _Call, batch: _Batch) -> tuple[Tensor, Tens
         raise NumericalError(f"capture: layer {layer.name!r} was delivered before its gradient")
     if call.inputs._version != call.version:
         raise ArgumentError(
-            f"modules: the input of {layer.name!r} was overwritten in place after the layer had read it; leave it out with modules="
+            f"modules: the input of {layer.name!r} was overwritten in place after the layer had read it; "
+            "leave it out with modules="
         )
     mask, padding = batch.mask, batch.padding
     x, d = call.inputs, grads
@@ -252,7 +297,8 @@ def _rows(layer: TrackedLayer, call: _Call, batch: _Batch) -> tuple[Tensor, Tens
     if mask is None or mask.shape != x.shape[:2]:
         if batch.segments is not None:
             raise ShapeError(
-                f"capture: layer {layer.name!r} works on {tuple(x.shape[:2])} positions, not on those of the packed batch"
+                f"capture: layer {layer.name!r} works on {tuple(x.shape[:2])} positions, "
+                "not on those of the packed batch"
             )
         return x, d, None
     if padding is not None:
@@ -272,7 +318,7 @@ def _join(rows: list[tuple[Tensor, Tensor, Tensor | None]]) -> tuple[Tensor, Ten
 
 
 def _unpack(x: Tensor, d: Tensor, mask: Tensor, segments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Give every packed document a row of its own, padded to the longest."""
+    # give every packed document a row of its own, padded to the longest
     flat = segments.reshape(-1)
     kept = (flat >= 0).nonzero().squeeze(1)
     document = flat[kept]

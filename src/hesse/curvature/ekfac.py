@@ -1,4 +1,4 @@
-"""Eigenvalue-corrected Kronecker factors: the diagonal of the Gauss-Newton block in the basis that K-FAC found, measured afresh.
+"""Eigenvalue-corrected Kronecker factors: the Gauss-Newton block's diagonal in the basis of K-FAC, measured afresh.
 
     Λ = E_n[ (Q_Sᵀ D_n Q_A)^{∘2} ],  D_n = Σ_t δ_t ã_tᵀ,      (G + λI)⁻¹ V ≈ Q_S [ (Q_Sᵀ V Q_A) ⊘ (Λ + λ) ] Q_Aᵀ
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hesse.curvature.capture import Captured
+from hesse.curvature.scratch import Scratch
 from hesse.errors import ArgumentError
 
 __all__ = [
@@ -33,7 +34,10 @@ _LOOP = (
 
 @dataclass(frozen=True, slots=True)
 class Relative:
-    """λ = factor x mean eigenvalue of each weight matrix; invariant to the scale of the loss. The default, 0.1, is the usual heuristic."""
+    """λ = factor x mean eigenvalue of each weight matrix; invariant to the scale of the loss.
+
+    The default, 0.1, is the usual heuristic.
+    """
 
     factor: float = 0.1
 
@@ -41,7 +45,18 @@ class Relative:
         _check_damping(self.factor)
 
     def of(self, table: Tensor) -> Tensor:
-        """λ of one eigenvalue table, a scalar."""
+        """Work out λ of one weight matrix.
+
+        Parameters
+        ----------
+        table : Tensor, shape (p, m)
+            Its eigenvalues.
+
+        Returns
+        -------
+        Tensor, shape ()
+            In the dtype of the table.
+        """
         return self.factor * table.mean(dtype=torch.float64).to(table.dtype)
 
 
@@ -55,7 +70,18 @@ class Absolute:
         _check_damping(self.value)
 
     def of(self, table: Tensor) -> Tensor:
-        """λ of one eigenvalue table, a scalar."""
+        """Work out λ of one weight matrix.
+
+        Parameters
+        ----------
+        table : Tensor, shape (p, m)
+            Its eigenvalues.
+
+        Returns
+        -------
+        Tensor, shape ()
+            In the dtype of the table.
+        """
         return torch.as_tensor(self.value, dtype=table.dtype, device=table.device)
 
 
@@ -68,7 +94,18 @@ def _check_damping(value: float) -> None:
 
 
 def sequence_gradients(rows: Captured) -> Tensor:
-    """D_n = Σ_t δ_t ã_tᵀ for every sequence: (B, p, m), bias column last."""
+    """Sum the outer products of a layer's rows: D_n = Σ_t δ_t ã_tᵀ, the gradient of every sequence.
+
+    Parameters
+    ----------
+    rows : Captured
+        Inputs and output gradients of one layer.
+
+    Returns
+    -------
+    Tensor, shape (B, p, m)
+        Bias column last, in the dtype of the rows.
+    """
     weight = torch.bmm(rows.grads.transpose(1, 2), rows.inputs)
     if not rows.layer.has_bias:
         return weight
@@ -76,24 +113,63 @@ def sequence_gradients(rows: Captured) -> Tensor:
 
 
 def rotate(matrix: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Q_Sᵀ V Q_A for V of shape (..., p, m)."""
+    """Q_Sᵀ V Q_A: into the eigenbasis.
+
+    Parameters
+    ----------
+    matrix : Tensor, shape (..., p, m)
+        V.
+    left, right : Tensor, shapes (p, p) and (m, m)
+        Q_S and Q_A.
+
+    Returns
+    -------
+    Tensor, shape (..., p, m)
+        In the dtype of all three.
+    """
     return left.T @ matrix @ right
 
 
 def rotate_back(matrix: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Q_S V Q_Aᵀ for V of shape (..., p, m)."""
+    """Q_S V Q_Aᵀ: out of the eigenbasis.
+
+    Parameters
+    ----------
+    matrix : Tensor, shape (..., p, m)
+        V.
+    left, right : Tensor, shapes (p, p) and (m, m)
+        Q_S and Q_A.
+
+    Returns
+    -------
+    Tensor, shape (..., p, m)
+        In the dtype of all three.
+    """
     return left @ matrix @ right.T
 
 
 def rotated_gradients(rows: Captured, left: Tensor, right: Tensor) -> Tensor:
-    """Q_Sᵀ D_n Q_A for every sequence: (B, p, m), rows rotated first where that is cheaper."""
+    """Q_Sᵀ D_n Q_A for every sequence, the rows rotated first where that is cheaper.
+
+    Parameters
+    ----------
+    rows : Captured
+        Inputs and output gradients of one layer.
+    left, right : Tensor, shapes (p, p) and (m, m)
+        Q_S and Q_A, in the dtype of the products.
+
+    Returns
+    -------
+    Tensor, shape (B, p, m)
+        In the dtype of the bases.
+    """
     if not _rows_first(rows, left, right):
         return rotate(sequence_gradients(rows).to(left.dtype), left, right)
     return torch.bmm((rows.grads.to(left.dtype) @ left).transpose(1, 2), rotate_rows(rows, right))
 
 
 def second_moment(
-    rows: Captured, left: Tensor, right: Tensor, out: Tensor, rotated_inputs: Tensor | None = None
+    rows: Captured, left: Tensor, right: Tensor, out: Tensor, scratch: Scratch, rotated_inputs: Tensor | None = None
 ) -> Tensor | None:
     """Add Σ_n (Q_Sᵀ D_n Q_A)^{∘2} over the sequences of one batch to ``out``.
 
@@ -105,6 +181,8 @@ def second_moment(
         Q_S and Q_A, in the dtype of the products.
     out : Tensor, shape (p, m)
         Changed in place; accumulates in its own dtype.
+    scratch : Scratch
+        Room for rotated rows; what is returned lives in it until the next call.
     rotated_inputs : Tensor, shape (B, T, m), optional
         ã Q_A, if a layer with the same input has computed it.
 
@@ -116,13 +194,15 @@ def second_moment(
     if rotated_inputs is None and not _rows_first(rows, left, right):
         out += rotate(sequence_gradients(rows).to(left.dtype), left, right).square().sum(0, dtype=out.dtype)
         return None
-    grads = rows.grads.to(left.dtype) @ left
+    source = rows.grads.to(left.dtype)
+    grads = torch.matmul(source, left, out=scratch.take("rotated grads", source.shape, left))
     if rotated_inputs is None:
-        rotated_inputs = rotate_rows(rows, right)
+        room = scratch.take("rotated inputs", (*rows.inputs.shape[:2], right.shape[1]), right)
+        rotated_inputs = rotate_rows(rows, right, out=room)
     if out.numel() < _LOOP:
         out += torch.bmm(grads.transpose(1, 2), rotated_inputs).square().sum(0, dtype=out.dtype)
         return rotated_inputs
-    buffer = torch.empty(out.shape, dtype=left.dtype, device=out.device)
+    buffer = scratch.take("rotated gradient", tuple(out.shape), left)
     for n in range(len(grads)):
         torch.mm(grads[n].T, rotated_inputs[n], out=buffer)
         wide = buffer.to(out.dtype)
@@ -131,14 +211,29 @@ def second_moment(
 
 
 def _rows_first(rows: Captured, left: Tensor, right: Tensor) -> bool:
-    """2T(m² + p²) flops a sequence for rotating rows, against 2pm(p + m) for rotating D."""
+    # 2T(m² + p²) flops a sequence for rotating rows, against 2pm(p + m) for rotating D
     positions, outputs, columns = rows.grads.shape[1], left.shape[0], right.shape[0]
     return positions * (columns**2 + outputs**2) < outputs * columns * (outputs + columns)
 
 
-def rotate_rows(rows: Captured, right: Tensor) -> Tensor:
-    """ã Q_A for every position: (B, T, m), without building ã."""
+def rotate_rows(rows: Captured, right: Tensor, out: Tensor | None = None) -> Tensor:
+    """ã Q_A for every position, without building ã.
+
+    Parameters
+    ----------
+    rows : Captured
+        Inputs of one layer.
+    right : Tensor, shape (m, m)
+        Q_A, in the dtype of the products.
+    out : Tensor, shape (B, T, m), optional
+        Room for the result.
+
+    Returns
+    -------
+    Tensor, shape (B, T, m)
+        Positions outside the mask hold numbers too; their gradients are zero.
+    """
     x = rows.inputs.to(right.dtype)
     if not rows.layer.has_bias:
-        return x @ right
-    return x @ right[:-1] + right[-1]  # rows outside the mask meet zero gradients
+        return torch.matmul(x, right, out=out)
+    return torch.matmul(x, right[:-1], out=out).add_(right[-1])  # rows outside the mask meet zero gradients

@@ -7,6 +7,7 @@ Shapes: B sequences, T positions, m columns (with bias), p outputs.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -28,7 +29,22 @@ class InputFactor:
 
     @classmethod
     def zeros(cls, columns: int, *, dtype: torch.dtype, device: torch.device) -> "InputFactor":
-        """Start an empty sum of order ``columns``."""
+        """Start an empty sum.
+
+        Parameters
+        ----------
+        columns : int
+            Its order m.
+        dtype : dtype
+            Of the accumulation: float32 or wider.
+        device : device
+            Of the accumulation.
+
+        Returns
+        -------
+        InputFactor
+            With no positions.
+        """
         return cls(torch.zeros(columns, columns, dtype=dtype, device=device))
 
     def add_(self, rows: Captured) -> None:
@@ -51,7 +67,22 @@ class OutputFactor:
 
     @classmethod
     def zeros(cls, outputs: int, *, dtype: torch.dtype, device: torch.device) -> "OutputFactor":
-        """Start an empty sum of order ``outputs``."""
+        """Start an empty sum.
+
+        Parameters
+        ----------
+        outputs : int
+            Its order p.
+        dtype : dtype
+            Of the accumulation: float32 or wider.
+        device : device
+            Of the accumulation.
+
+        Returns
+        -------
+        OutputFactor
+            With no positions.
+        """
         return cls(torch.zeros(outputs, outputs, dtype=dtype, device=device))
 
     def add_(self, rows: Captured, *, count: bool = True) -> None:
@@ -63,7 +94,18 @@ class OutputFactor:
 
 
 def reduce_positions(rows: Captured) -> Captured:
-    """Collapse T: ā = mean of ã, δ̄ = sum of δ, the "reduce" setting of weight sharing, for pooled heads; not for causal LMs."""
+    """Collapse T: ā = mean of ã, δ̄ = sum of δ, the "reduce" setting of weight sharing; for pooled heads, not for LMs.
+
+    Parameters
+    ----------
+    rows : Captured
+        Inputs and output gradients of one layer.
+
+    Returns
+    -------
+    Captured
+        With one position a sequence and no mask.
+    """
     if rows.mask is None:
         inputs = rows.inputs.mean(1, keepdim=True)
     else:
@@ -93,7 +135,18 @@ def add_gram_(total: Tensor, rows: Tensor) -> None:
 
 
 def mirror_(total: Tensor) -> Tensor:
-    """Copy the upper triangle onto the lower one, in place; returns its argument."""
+    """Copy the upper triangle onto the lower one, in place.
+
+    Parameters
+    ----------
+    total : Tensor, shape (n, n)
+        Changed in place.
+
+    Returns
+    -------
+    Tensor, shape (n, n)
+        The same tensor.
+    """
     upper = torch.triu(total, 1)
     return total.triu_().add_(upper.T)
 
@@ -118,7 +171,7 @@ def eigendecompose(total: Tensor, count: int, *, name: str, blocks: int = 1) -> 
     name : str
         Of the layer and factor, for messages.
     blocks : int, default 1
-        Keep only this many diagonal blocks, so that Q is block-diagonal: memory and time fall by that factor or its square.
+        Keep only this many diagonal blocks, so that Q is block-diagonal: the time falls by the square of that number.
 
     Returns
     -------
@@ -142,7 +195,7 @@ def eigendecompose(total: Tensor, count: int, *, name: str, blocks: int = 1) -> 
         raise NumericalError(f"fit: the covariance of {name} holds NaN or Inf")
     values, vectors = torch.zeros(n, dtype=matrix.dtype, device=matrix.device), torch.zeros_like(matrix)
     edges = [round(i * n / blocks) for i in range(blocks + 1)]
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in pairwise(edges):
         block = slice(start, stop)
         values[block], vectors[block, block] = _eigh(matrix[block, block], name)
     return FactorEigen(values.clamp(min=0), vectors)
@@ -153,7 +206,8 @@ def _eigh(matrix: Tensor, name: str) -> tuple[Tensor, Tensor]:
     try:
         return torch.linalg.eigh(matrix)
     except torch.linalg.LinAlgError:
-        # repeated or tiny eigenvalues can defeat the divide-and-conquer solver; a jitter far below rounding of the input separates them
+        # repeated or tiny eigenvalues can defeat the divide-and-conquer solver; a jitter far below rounding of the
+        # input separates them
         jitter = 1e-12 * matrix.trace() / len(matrix)
         try:
             return torch.linalg.eigh(matrix + jitter * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device))

@@ -1,0 +1,67 @@
+"""Which training sequences made the model say that? Influence functions with EK-FAC curvature, in nats, token by token."""
+
+from hesse.curvature.ekfac import Absolute, Relative
+from hesse.influence.corpus import Corpus, find_corpus, keep_corpus, open_corpus
+from hesse.influence.engine import Influence
+from hesse.influence.examples import ArrayExamples, Examples, TokenExamples, as_examples
+from hesse.influence.factors import Factors, LayerFactors, load_factors, parse_damping
+from hesse.influence.facts import Fact, FactWorld, office_world, prose_world
+from hesse.influence.huggingface import load_model, load_tokenizer
+from hesse.influence.lexical import bm25_scores, tfidf_paper
+from hesse.influence.objective import CausalLMLoss, ClassificationLoss, Loss, LossOutput, RegressionLoss
+from hesse.influence.opened import Run, open_run
+from hesse.influence.query import Query, read_queries, tokenize_query
+from hesse.influence.report import Column, ReportData, ReportEntry, ReportQuery, write_report
+from hesse.influence.retrieval import mean_reciprocal_rank, recall_at_k
+from hesse.influence.scores import Ranked, Scores, open_scores
+from hesse.influence.sequences import Sequence, collate, read_rows, tokenize_rows
+
+__all__ = [
+    "Absolute",
+    "ArrayExamples",
+    "CausalLMLoss",
+    "ClassificationLoss",
+    "Column",
+    "Corpus",
+    "Examples",
+    "Fact",
+    "FactWorld",
+    "Factors",
+    "Influence",
+    "LayerFactors",
+    "Loss",
+    "LossOutput",
+    "Query",
+    "Ranked",
+    "RegressionLoss",
+    "Relative",
+    "ReportData",
+    "ReportEntry",
+    "ReportQuery",
+    "Run",
+    "Scores",
+    "Sequence",
+    "TokenExamples",
+    "as_examples",
+    "bm25_scores",
+    "collate",
+    "find_corpus",
+    "keep_corpus",
+    "load_factors",
+    "load_model",
+    "load_tokenizer",
+    "mean_reciprocal_rank",
+    "office_world",
+    "open_corpus",
+    "open_run",
+    "open_scores",
+    "parse_damping",
+    "prose_world",
+    "read_queries",
+    "read_rows",
+    "recall_at_k",
+    "tfidf_paper",
+    "tokenize_query",
+    "tokenize_rows",
+    "write_report",
+]

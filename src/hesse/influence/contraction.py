@@ -4,7 +4,7 @@
 
 Three orders, of which the cheapest in flops is taken for each layer and batch:
     token      Σ_t (δ_tᵀ U_q)·(ã_tᵀ V_q)          2r(m + p) a token and query; gives per-token scores
-    sequence   D_n first, one product with all P_q  2mp a token, 2mp a sequence and query (and 2mpr a query to expand P_q)
+    sequence   D_n first, one product with all P_q  2mp a token, 2mp a sequence and query (2mpr a query to expand P_q)
     dense      δ_tᵀ P_q ã_t                         2mp a token and query; exact per-token scores
 Shapes: B sequences, T positions, Q queries, r rank, p outputs, m columns (bias counted).
 """
@@ -17,12 +17,14 @@ from torch import Tensor
 
 from hesse.curvature.capture import Captured
 from hesse.curvature.layers import TrackedLayer
+from hesse.curvature.scratch import Scratch
 from hesse.errors import ArgumentError
 from hesse.linalg.rsvd import rsvd
 
 __all__ = ["DenseQueries", "LowRankQueries", "QueryMatrices", "contract", "contract_tokens", "empty_queries", "put"]
 
 _BLOCK_BYTES = 64 << 20  # low-rank queries are expanded this much at a time
+_BLOCK_ENTRIES = 1 << 26  # gradients of a batch are formed this much at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,10 @@ class DenseQueries:
 
 @dataclass(frozen=True, slots=True)
 class LowRankQueries:
-    """P_q ≈ U_q V_qᵀ, the singular values split evenly so that both halves survive bfloat16; ``captured`` is ‖UVᵀ‖² / ‖P‖²."""
+    """P_q ≈ U_q V_qᵀ, the singular values split evenly so that both halves survive bfloat16.
+
+    ``captured`` is ‖UVᵀ‖² / ‖P‖².
+    """
 
     left: Tensor  # (Q, p, r)
     right: Tensor  # (Q, m, r)
@@ -54,7 +59,9 @@ QueryMatrices = DenseQueries | LowRankQueries
 def empty_queries(
     layer: TrackedLayer, count: int, rank: int | None, dtype: torch.dtype, device: torch.device
 ) -> QueryMatrices:
-    """Room for ``count`` queries of one layer: at low rank in bfloat16 (float64 stays), or in full if the rank is no less than the matrix.
+    """Make room for the queries of one layer: at low rank in bfloat16, in full if the rank is no less than the matrix.
+
+    In a float64 run the low-rank halves are float64 too.
 
     Parameters
     ----------
@@ -86,7 +93,8 @@ def empty_queries(
 def put(queries: QueryMatrices, first: int, matrices: Tensor, *, seed: int) -> None:
     """Store preconditioned gradients from row ``first`` on, truncated by a randomised SVD if the room is for low rank.
 
-    The SVD comes after preconditioning (two power iterations, oversampling 8): the division by Λ does not keep the rank of the raw gradient.
+    The SVD comes after preconditioning (two power iterations, oversampling 8): the division by Λ does not keep the rank
+    of the raw gradient.
 
     Parameters
     ----------
@@ -113,8 +121,39 @@ def put(queries: QueryMatrices, first: int, matrices: Tensor, *, seed: int) -> N
     queries.captured[rows] = result.captured.to(queries.captured.dtype)
 
 
-def contract(rows: Captured, queries: QueryMatrices, dtype: torch.dtype) -> Tensor:
+def contract(rows: Captured, queries: QueryMatrices, dtype: torch.dtype, scratch: Scratch) -> Tensor:
     """<P_q, D_n> for every query and sequence: (Q, B) in ``dtype``, or wider.
+
+    Parameters
+    ----------
+    rows : Captured
+        Inputs and output gradients of one layer.
+    queries : QueryMatrices
+        All queries, for that layer.
+    dtype : dtype
+        Of the products.
+    scratch : Scratch
+        Room for D.
+
+    Returns
+    -------
+    Tensor, shape (Q, B)
+        Unscaled.
+    """
+    batch, positions, outputs = rows.grads.shape
+    columns = rows.layer.columns
+    if isinstance(queries, DenseQueries):
+        return _by_sequence(rows, queries, dtype, scratch)
+    rank, count = queries.left.shape[-1], len(queries)
+    by_token = rank * (columns + outputs) * count * positions
+    by_sequence = columns * outputs * (positions + count + rank * count / batch)
+    if by_token < by_sequence:
+        return contract_tokens(rows, queries, dtype).sum(-1)
+    return _by_sequence(rows, queries, dtype, scratch)
+
+
+def contract_tokens(rows: Captured, queries: QueryMatrices, dtype: torch.dtype) -> Tensor:
+    """δ_tᵀ P_q ã_t, the terms of <P_q, D_n> before the sum over t; exact for the queries as they are kept.
 
     Parameters
     ----------
@@ -127,23 +166,9 @@ def contract(rows: Captured, queries: QueryMatrices, dtype: torch.dtype) -> Tens
 
     Returns
     -------
-    Tensor, shape (Q, B)
+    Tensor, shape (Q, B, T)
         Unscaled.
     """
-    batch, positions, outputs = rows.grads.shape
-    columns = rows.layer.columns
-    if isinstance(queries, DenseQueries):
-        return _by_sequence(rows, queries, dtype)
-    rank, count = queries.left.shape[-1], len(queries)
-    by_token = rank * (columns + outputs) * count * positions
-    by_sequence = columns * outputs * (positions + count + rank * count / batch)
-    if by_token < by_sequence:
-        return contract_tokens(rows, queries, dtype).sum(-1)
-    return _by_sequence(rows, queries, dtype)
-
-
-def contract_tokens(rows: Captured, queries: QueryMatrices, dtype: torch.dtype) -> Tensor:
-    """The terms of Σ_t: (Q, B, T), exact for the queries as they are kept."""
     d, x = rows.grads.to(dtype), rows.inputs.to(dtype)
     m = rows.layer.in_features
     if isinstance(queries, DenseQueries):
@@ -161,9 +186,15 @@ def contract_tokens(rows: Captured, queries: QueryMatrices, dtype: torch.dtype) 
     return torch.cat(out)
 
 
-def _by_sequence(rows: Captured, queries: QueryMatrices, dtype: torch.dtype) -> Tensor:
+def _by_sequence(rows: Captured, queries: QueryMatrices, dtype: torch.dtype, scratch: Scratch) -> Tensor:
+    parts = [_block_by_sequence(block, queries, dtype, scratch) for block in rows.blocks(_BLOCK_ENTRIES)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def _block_by_sequence(rows: Captured, queries: QueryMatrices, dtype: torch.dtype, scratch: Scratch) -> Tensor:
     d, x = rows.grads.to(dtype), rows.inputs.to(dtype)
-    gradient = torch.bmm(d.transpose(1, 2), x).flatten(1)
+    gradient = scratch.take("gradient", (len(d), d.shape[2], x.shape[2]), d)
+    gradient = torch.bmm(d.transpose(1, 2), x, out=gradient).flatten(1)
     bias = d.sum(1) if rows.layer.has_bias else None
     blocks = [queries] if isinstance(queries, DenseQueries) else _expanded(queries, rows.layer.has_bias, dtype)
     out = []
@@ -176,7 +207,7 @@ def _by_sequence(rows: Captured, queries: QueryMatrices, dtype: torch.dtype) -> 
 
 
 def _expanded(queries: LowRankQueries, has_bias: bool, dtype: torch.dtype) -> Iterator[DenseQueries]:
-    """P_q in full again, a few queries at a time."""
+    # P_q in full again, a few queries at a time
     step = max(1, _BLOCK_BYTES // (queries.left.shape[1] * queries.right.shape[1] * dtype.itemsize))
     for left, right in zip(queries.left.split(step), queries.right.split(step), strict=True):
         left, right = left.to(dtype), right.to(dtype)
@@ -193,11 +224,22 @@ def _query_blocks(queries: LowRankQueries, bytes_per_column: int) -> list[tuple[
 
 
 def _side_by_side(stack: Tensor) -> Tensor:
-    """(Q, n, r) to (n, Q·r)."""
+    # (Q, n, r) to (n, Q·r)
     return stack.transpose(0, 1).flatten(1)
 
 
 def check_rank(rank: int | None) -> None:
-    """Refuse a rank that is not positive."""
+    """Refuse a rank that is not positive.
+
+    Parameters
+    ----------
+    rank : int, optional
+        As the user gave it.
+
+    Raises
+    ------
+    ArgumentError
+        If it is less than 1.
+    """
     if rank is not None and rank < 1:
         raise ArgumentError(f"rank: expected >= 1 or None for full rank, got {rank}")

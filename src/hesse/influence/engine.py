@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping
 from collections.abc import Sequence as Items
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from hesse.influence.passes import Fisher, Measurement, Pass, check_model
 from hesse.influence.run import RunFolder, open_folder, remove_unnamed, start_folder, writing_run
 from hesse.influence.score import (
     ScoreSettings,
+    check_memory,
     load_prepared,
     prepare_queries,
     refine,
@@ -40,12 +42,13 @@ Strategy = Literal["ekfac", "kfac", "diagonal", "identity"]
 class Influence:
     """Influence functions on one trained model: I(q, n) = -(1/N) ∇f_qᵀ (G + λI)⁻¹ ∇L(z_n).
 
-    G is the Gauss-Newton matrix of the training objective, the mean over sequences of the sum of token losses, approximated by
-    one eigenvalue-corrected Kronecker block a weight matrix; f_q is the log-probability of a query's completion. A score is the
-    first-order change of f_q, in nats, when one more copy of z_n joins the N training sequences. Positive raises it.
+    G is the Gauss-Newton matrix of the training objective, the mean over sequences of the sum of token losses,
+    approximated by one eigenvalue-corrected Kronecker block a weight matrix; f_q is the log-probability of a query's
+    completion. A score is the first-order change of f_q, in nats, when one more copy of z_n joins the N training
+    sequences. Positive raises it.
 
-    Exact: linear algebra within a block, the sum over tokens and layers. Approximate: linear in the added copy, G for the Hessian,
-    independent blocks, the Kronecker eigenbasis, labels sampled once, tracked layers only.
+    Exact: linear algebra within a block, the sum over tokens and layers. Approximate: linear in the added copy, G for
+    the Hessian, independent blocks, the Kronecker eigenbasis, labels sampled once, tracked layers only.
 
     Parameters
     ----------
@@ -58,7 +61,8 @@ class Influence:
     strategy : {"ekfac", "kfac", "diagonal", "identity"}, default "ekfac"
         "identity" is the gradient dot product: nats a unit of learning rate.
     fisher : {"sampled", "empirical", "exact"}, default "sampled"
-        Labels of the factors: drawn from the model (unbiased for G), the data's (biased), or all of them (tests, small heads).
+        Labels of the factors: drawn from the model (unbiased for G), the data's (biased), or all of them (tests, small
+        heads).
     damping : Relative or Absolute, default Relative(0.1)
         λ; relative to the mean eigenvalue of each matrix, so that the scale of the loss does not matter.
     positions : {"gradient", "attended"}, default "gradient"
@@ -216,7 +220,8 @@ class Influence:
         run_dir : path
             A run that `fit` has finished for this model.
         rank : int, optional
-            Keep each preconditioned query gradient at this rank, in bfloat16. None, or no less than the matrix: full rank.
+            Keep each preconditioned query gradient at this rank, in bfloat16. None, or no less than the matrix: full
+            rank.
         refine_topk : int, default 0
             Score this many proponents and opponents of each query again at full rank, in float32.
         per_layer, per_token : bool
@@ -300,6 +305,10 @@ class Influence:
             total = 1 if units == "raw" else int(run.manifest.config["num_sequences"])
             run_pass = self._pass()
             if not state["done"]:
+                if (
+                    refine_topk
+                ):  # one query at full rank at least, which is needed at the very end: said before any work
+                    check_memory(run_pass, 1, replace(settings, rank=None), self._wide, argument="refine_topk")
                 self._run_question(
                     run, where, state, run_pass, factors, asked, candidates, total, settings, measurement
                 )
@@ -357,7 +366,13 @@ class Influence:
         return out
 
     def model_hash(self) -> str:
-        """Hash of all parameters and buffers, by which a run knows its model; untracked layers too, since every gradient depends on them."""
+        """Hash all parameters and buffers, by which a run knows its model; every gradient depends on all of them.
+
+        Returns
+        -------
+        str
+            Hexadecimal.
+        """
         tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
         return hash_tensors({name: tensor.detach() for name, tensor in tensors.items()})
 
@@ -441,21 +456,24 @@ class Influence:
         found, mine = run.manifest.config, self._config()
         if run.manifest.parents.get("model") != self.model_hash() or found.get("layers") != mine["layers"]:
             raise ArtifactError(
-                f"run: the factors in {run.path} were fitted on another model or checkpoint, or on other layers of it; fit them again"
+                f"run: the factors in {run.path} were fitted on another model or checkpoint, or on other layers of "
+                "it; fit them again"
             )
         differing = [
             f"{key} ({found.get(key)!r} there, {value!r} now)" for key, value in mine.items() if found.get(key) != value
         ]
         if differing:
             raise ArgumentError(
-                f"run: the factors in {run.path} were fitted with other settings: {', '.join(differing)}; use the same ones, or fit again"
+                f"run: the factors in {run.path} were fitted with other settings: {', '.join(differing)}; use the "
+                "same ones, or fit again"
             )
 
     def _check_blocks(self) -> None:
         for name, layer in self.layers.items():
             if self.strategy in ("ekfac", "kfac") and self.blocks > min(layer.out_features, layer.columns):
                 raise ArgumentError(
-                    f"blocks: expected 1 to {min(layer.out_features, layer.columns)} for layer {name!r}, got {self.blocks}"
+                    f"blocks: expected 1 to {min(layer.out_features, layer.columns)} for layer {name!r}, got "
+                    f"{self.blocks}"
                 )
 
     @property
@@ -464,7 +482,7 @@ class Influence:
 
 
 def _captured(prepared: Mapping[str, Any]) -> dict[str, float]:
-    """Least captured Frobenius fraction over queries, by layer; empty at full rank."""
+    # least captured Frobenius fraction over queries, by layer; empty at full rank
     return {name: float(queries.captured.min()) for name, queries in prepared.items() if hasattr(queries, "captured")}
 
 
@@ -474,7 +492,7 @@ def _one_of(argument: str, value: str, allowed: Items[str]) -> None:
 
 
 def _check_supervised(queries: Examples, loss: Loss) -> None:
-    """Refuse a query whose completion is empty: its log-probability is 0 whatever the weights, and so would be its scores."""
+    # an empty completion has the log-probability 0 whatever the weights, and so would be its scores
     for number, name in enumerate(queries.ids):
         labels = queries.batch([number])["labels"]
         if labels.is_floating_point():

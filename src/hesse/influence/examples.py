@@ -1,4 +1,4 @@
-"""A data set as the engine sees it: numbered sequences with ids and lengths, cut into units and batches in one fixed order.
+"""A data set as the engine sees it: sequences with ids and lengths, cut into units and batches in one fixed order.
 
 Units are contiguous runs of sequences, the grain of checkpoints; inside a unit sequences of like length share a batch.
 """
@@ -6,6 +6,7 @@ Units are contiguous runs of sequences, the grain of checkpoints; inside a unit 
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,8 +14,8 @@ import torch
 from torch import Tensor
 
 from hesse.errors import ArgumentError, ArgumentTypeError, ShapeError
-from hesse.influence.sequences import Sequence, collate, fingerprint
-from hesse.io import hash_bytes
+from hesse.influence.sequences import IGNORED, Sequence, collate, fingerprint
+from hesse.io import hash_bytes, hash_tensors
 
 __all__ = ["ArrayExamples", "Examples", "TokenExamples", "as_examples", "plan_batches", "plan_units"]
 
@@ -22,12 +23,23 @@ __all__ = ["ArrayExamples", "Examples", "TokenExamples", "as_examples", "plan_ba
 class Examples(Protocol):
     """What the engine needs of a data set; write your own for inputs that are neither tokens nor arrays."""
 
-    ids: list[str]
-    rows: list[str]
-    lengths: list[int]
+    @property
+    def ids(self) -> list[str]:
+        """One id a sequence."""
+        ...
+
+    @property
+    def rows(self) -> list[str]:
+        """The id of the row each sequence was cut from."""
+        ...
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens a sequence, 1 without a time axis."""
+        ...
 
     def __len__(self) -> int:
-        """Number of sequences."""
+        """Count the sequences."""
         ...
 
     def batch(self, indices: Items[int]) -> dict[str, Tensor]:
@@ -41,7 +53,7 @@ class Examples(Protocol):
 
 @dataclass(frozen=True)
 class TokenExamples:
-    """Token sequences, padded on either side or packed several to a row."""
+    """Token sequences, padded on either side or packed several to a row; a first token is never supervised."""
 
     sequences: list[Sequence]
     pad_id: int = 0
@@ -57,7 +69,8 @@ class TokenExamples:
                 raise ArgumentError(f"dataset: sequence {sequence.id!r} is empty")
             if len(sequence.input_ids) != len(sequence.labels):
                 raise ShapeError(
-                    f"dataset: sequence {sequence.id!r} has {len(sequence.input_ids)} tokens but {len(sequence.labels)} labels"
+                    f"dataset: sequence {sequence.id!r} has {len(sequence.input_ids)} tokens but "
+                    f"{len(sequence.labels)} labels"
                 )
 
     def __len__(self) -> int:
@@ -66,25 +79,57 @@ class TokenExamples:
     @property
     def ids(self) -> list[str]:
         """One id a sequence."""
-        return [sequence.id for sequence in self.sequences]
+        return self._lists[0]
 
     @property
     def rows(self) -> list[str]:
         """The id of the row each sequence was cut from."""
-        return [sequence.row for sequence in self.sequences]
+        return self._lists[1]
 
     @property
     def lengths(self) -> list[int]:
         """Tokens a sequence."""
-        return [len(sequence.input_ids) for sequence in self.sequences]
+        return self._lists[2]
+
+    @cached_property
+    def _lists(self) -> tuple[list[str], list[str], list[int]]:
+        # read in every batch, so made once
+        return (
+            [s.id for s in self.sequences],
+            [s.row for s in self.sequences],
+            [len(s.input_ids) for s in self.sequences],
+        )
 
     def batch(self, indices: Items[int]) -> dict[str, Tensor]:
-        """Collate into ``input_ids``, ``attention_mask``, ``labels`` (and what packing or left padding needs)."""
+        """Collate into one batch.
+
+        Parameters
+        ----------
+        indices : sequence of int
+            Which sequences, in this order.
+
+        Returns
+        -------
+        dict of str to Tensor
+            ``input_ids``, ``attention_mask``, ``labels``, and what packing or left padding needs.
+        """
         chosen = [self.sequences[i] for i in indices]
-        return _packed(chosen) if self.pack else collate(chosen, self.pad_id, self.side)
+        if self.pack:
+            return _packed(chosen)
+        batch = collate(chosen, self.pad_id, self.side)
+        if self.side == "left":  # else padding would be asked to predict a first token
+            starts = torch.tensor([batch["labels"].shape[1] - len(s.labels) for s in chosen])
+            batch["labels"][torch.arange(len(chosen)), starts] = IGNORED
+        return batch
 
     def fingerprint(self) -> str:
-        """Hash over ids, tokens and labels, in order."""
+        """Hash over ids, tokens and labels, in order.
+
+        Returns
+        -------
+        str
+            Hexadecimal.
+        """
         return fingerprint(self.sequences)
 
 
@@ -117,34 +162,47 @@ class ArrayExamples:
         return [1] * len(self.labels)
 
     def batch(self, indices: Items[int]) -> dict[str, Tensor]:
-        """Select into ``inputs`` and ``labels``."""
+        """Select examples.
+
+        Parameters
+        ----------
+        indices : sequence of int
+            Which, in this order.
+
+        Returns
+        -------
+        dict of str to Tensor
+            ``inputs`` and ``labels``.
+        """
         chosen = torch.as_tensor(list(indices))
         return {"inputs": self.inputs[chosen], "labels": self.labels[chosen]}
 
     def fingerprint(self) -> str:
-        """Hash over ids, inputs and labels, in order."""
-        parts = [
-            "\0".join(self.ids).encode(),
-            *(t.detach().cpu().contiguous().numpy().tobytes() for t in (self.inputs, self.labels)),
-        ]
-        return hash_bytes(b"".join(parts))
+        """Hash over ids, inputs and labels, in order.
+
+        Returns
+        -------
+        str
+            Hexadecimal.
+        """
+        content = hash_tensors({"inputs": self.inputs.detach(), "labels": self.labels.detach()})
+        return hash_bytes("\0".join([*self.ids, content]).encode())
 
 
 def as_examples(dataset: Any, *, pad_id: int = 0) -> Examples:
-    """Wrap what users have: `Sequence` objects, mappings with ``input_ids``, an (inputs, labels) pair, or an `Examples`.
+    """Wrap what users have: `Sequence` objects, mappings with ``input_ids``, a pair (inputs, labels), or an `Examples`.
 
     Parameters
     ----------
     dataset : object
-        See above. Mappings may carry ``id``, ``labels`` (default: every token) and ``attention_mask`` (zeros are cut off).
+        See above. Mappings may carry ``id``, ``labels`` (default: every token) and ``attention_mask`` (zeros are cut
+        off).
     pad_id : int, default 0
         Fills padded positions; its value never enters a score.
 
     Returns
     -------
-
-    Examples
-    --------
+    data : Examples
         Ready for the engine.
 
     Raises
@@ -168,7 +226,8 @@ def as_examples(dataset: Any, *, pad_id: int = 0) -> Examples:
             raise ArgumentError("dataset: it holds no sequence")
         else:
             raise ArgumentTypeError(
-                f"dataset: expected Sequence objects, mappings with input_ids, or a pair of tensors; got items of type {type(items[0]).__name__}"
+                "dataset: expected Sequence objects, mappings with input_ids, or a pair of tensors; got items of "
+                f"type {type(items[0]).__name__}"
             )
     if len(examples) == 0:
         raise ArgumentError("dataset: it holds no sequence")
@@ -176,7 +235,27 @@ def as_examples(dataset: Any, *, pad_id: int = 0) -> Examples:
 
 
 def plan_units(total: int, unit_size: int, start: int = 0) -> list[range]:
-    """Contiguous ranges of ``unit_size`` sequences from ``start`` on."""
+    """Cut a data set into contiguous ranges.
+
+    Parameters
+    ----------
+    total : int
+        Number of sequences.
+    unit_size : int
+        Sequences a range.
+    start : int, default 0
+        The first that is left to do.
+
+    Returns
+    -------
+    list of range
+        The last may be shorter.
+
+    Raises
+    ------
+    ArgumentError
+        If ``unit_size < 1``.
+    """
     if unit_size < 1:
         raise ArgumentError(f"unit_size: expected >= 1, got {unit_size}")
     return [range(first, min(first + unit_size, total)) for first in range(start, total, unit_size)]
@@ -185,7 +264,7 @@ def plan_units(total: int, unit_size: int, start: int = 0) -> list[range]:
 def plan_batches(
     lengths: Items[int], unit: range, batch_tokens: int, batch_size: int | None = None
 ) -> Iterator[list[int]]:
-    """Longest first, as many sequences of a unit as fit ``batch_tokens`` padded tokens; or exactly ``batch_size`` in order.
+    """Batch a unit, longest first, so that little is padded: as many as fit ``batch_tokens``, or ``batch_size``.
 
     Parameters
     ----------
@@ -196,20 +275,19 @@ def plan_batches(
     batch_tokens : int
         Budget of padded tokens a batch; a single longer sequence is a batch of its own.
     batch_size : int, optional
-        A fixed number of sequences a batch, in their own order.
+        A fixed number of sequences a batch instead; only the last of a unit may hold fewer.
 
     Yields
     ------
     list of int
         Sequence numbers of one batch.
     """
-    if batch_size is not None:
-        for first in range(unit.start, unit.stop, batch_size):
-            yield list(range(first, min(first + batch_size, unit.stop)))
-        return
     batch: list[int] = []
     for index in sorted(unit, key=lambda i: (-lengths[i], i)):
-        if batch and lengths[batch[0]] * (len(batch) + 1) > batch_tokens:
+        longest = lengths[batch[0]] if batch else 0
+        if batch and (
+            len(batch) == batch_size if batch_size is not None else longest * (len(batch) + 1) > batch_tokens
+        ):
             yield batch
             batch = []
         batch.append(index)
@@ -240,7 +318,7 @@ def _from_mapping(item: Mapping[str, Any], number: int) -> Sequence:
 
 
 def _packed(chosen: list[Sequence]) -> dict[str, Tensor]:
-    """All sequences in one row, each attending to itself only, its positions counted from zero, its first token unsupervised."""
+    # all in one row, each attending to itself only, its positions counted from zero, its first token unsupervised
     tokens = torch.from_numpy(np.concatenate([s.input_ids for s in chosen]))[None]
     labels = torch.from_numpy(np.concatenate([np.concatenate([[-100], s.labels[1:]]) for s in chosen]))[None]
     lengths = torch.tensor([len(s.input_ids) for s in chosen])

@@ -43,25 +43,70 @@ class LayerFactors:
     damping: float
 
     def damped(self) -> Tensor | None:
-        """Λ + λ, or None for the identity."""
+        """Add the damping to the table.
+
+        Returns
+        -------
+        Tensor or None
+            Λ + λ, or None for the identity.
+        """
         return None if self.table is None else self.table + self.damping
 
     def precondition(self, matrix: Tensor) -> Tensor:
-        """(G + λI)⁻¹ V in the fitted basis: two products on each side and one division."""
-        if self.table is None:
+        """(G + λI)⁻¹ V in the fitted basis: two products on each side and one division.
+
+        Parameters
+        ----------
+        matrix : Tensor, shape (..., p, m)
+            V, in the dtype of the factors.
+
+        Returns
+        -------
+        Tensor, shape (..., p, m)
+            V itself for the identity.
+        """
+        damped = self.damped()
+        if damped is None:
             return matrix
         if self.left is None or self.right is None:
-            return matrix / self.damped()
-        return rotate_back(rotate(matrix, self.left, self.right) / self.damped(), self.left, self.right)
+            return matrix / damped
+        return rotate_back(rotate(matrix, self.left, self.right) / damped, self.left, self.right)
 
     def precondition_rows(self, rows: Captured, dtype: torch.dtype) -> Tensor:
-        """(G + λI)⁻¹ D_n of every sequence of a batch, (B, p, m), without forming D_n where rotating its rows is cheaper."""
-        if self.table is None or self.left is None or self.right is None:
+        """(G + λI)⁻¹ D_n of every sequence of a batch, without forming D_n where rotating its rows is cheaper.
+
+        Parameters
+        ----------
+        rows : Captured
+            Inputs and output gradients of this layer.
+        dtype : dtype
+            Of the result where the factors have no basis.
+
+        Returns
+        -------
+        Tensor, shape (B, p, m)
+            A tensor of its own.
+        """
+        damped = self.damped()
+        if damped is None or self.left is None or self.right is None:
             return self.precondition(sequence_gradients(rows).to(dtype))
-        return rotate_back(rotated_gradients(rows, self.left, self.right).div_(self.damped()), self.left, self.right)
+        return rotate_back(rotated_gradients(rows, self.left, self.right).div_(damped), self.left, self.right)
 
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> "LayerFactors":
-        """Convert every tensor."""
+        """Convert every tensor.
+
+        Parameters
+        ----------
+        dtype : dtype, optional
+            Default: as it is.
+        device : device, optional
+            Default: where it is.
+
+        Returns
+        -------
+        LayerFactors
+            With the same damping.
+        """
         moved = [t if t is None else t.to(dtype=dtype, device=device) for t in (self.left, self.right, self.table)]
         return LayerFactors(moved[0], moved[1], moved[2], self.damping)
 
@@ -82,7 +127,23 @@ class Factors:
             raise ArgumentError(f"factors: no layer {name!r}; fitted are {', '.join(self.layers)}") from None
 
     def eigenvalues(self, name: str) -> Tensor:
-        """Λ of one layer, shape (p, m), undamped, in units of the Gauss-Newton matrix of the mean loss."""
+        """Λ of one layer, undamped, in units of the Gauss-Newton matrix of the mean loss.
+
+        Parameters
+        ----------
+        name : str
+            Layer.
+
+        Returns
+        -------
+        Tensor, shape (p, m)
+            Bias in the last column only if the basis is the identity.
+
+        Raises
+        ------
+        ArgumentError
+            If there is no such layer, or the strategy is the identity.
+        """
         table = self[name].table
         if table is None:
             raise ArgumentError("factors: the identity strategy has no eigenvalues")
@@ -111,12 +172,29 @@ class Factors:
         layer = self[name]
         if layer.table is not None and matrix.shape[-2:] != layer.table.shape:
             raise ShapeError(
-                f"precondition: layer {name!r} was fitted with shape {tuple(layer.table.shape)}, got {tuple(matrix.shape)}"
+                f"precondition: layer {name!r} was fitted with shape {tuple(layer.table.shape)}, got "
+                f"{tuple(matrix.shape)}"
             )
         return layer.precondition(matrix if layer.table is None else matrix.to(layer.table.dtype))
 
     def operator(self, name: str) -> LinearOperator:
-        """G + λI of one layer as an operator of order p·m (row-major), whose ``solve`` is exact."""
+        """G + λI of one layer as an operator of order p·m (row-major), whose ``solve`` is exact.
+
+        Parameters
+        ----------
+        name : str
+            Layer.
+
+        Returns
+        -------
+        LinearOperator, shape (p·m, p·m)
+            Symmetric, positive semi-definite.
+
+        Raises
+        ------
+        ArgumentError
+            If there is no such layer, or the strategy is the identity.
+        """
         layer = self[name]
         damped = layer.damped()
         if damped is None:
@@ -147,8 +225,10 @@ def check_against(layers: Mapping[str, TrackedLayer], factors: Factors, run: str
         table = factors[name].table
         if table is not None and table.shape != (layer.out_features, layer.columns):
             raise ShapeError(
-                f"score: layer {name!r} has a gradient of shape {(layer.out_features, layer.columns)} but the factors in {run} were "
-                f"fitted on {tuple(table.shape)}: they belong to another model. Fit them again, or leave this layer out with modules=."
+                f"score: layer {name!r} has a gradient of shape {(layer.out_features, layer.columns)} but the factors "
+                f"in {run} were "
+                f"fitted on {tuple(table.shape)}: they belong to another model. Fit them again, or leave this layer "
+                "out with modules=."
             )
 
 
@@ -194,14 +274,26 @@ def load_factors(folder: Path, manifest: Manifest, *, device: torch.device | str
         layers[name] = LayerFactors(left, right, table, 0.0 if table is None else float(damping.of(table)))
         if table is not None and layers[name].damping == 0 and not bool((table > 0).all()):
             raise ArgumentError(
-                f"damping: layer {name!r} has zero eigenvalues (no gradient reaches part of it) and the damping is zero, so its block cannot "
+                f"damping: layer {name!r} has zero eigenvalues (no gradient reaches part of it) and the damping is "
+                "zero, so its block cannot "
                 "be inverted; use damping=Absolute(...) or leave the layer out with modules="
             )
     return Factors(layers, int(state["num_sequences"]), float(state["mean_tokens"]), manifest.config)
 
 
 def damping_text(damping: Damping) -> str:
-    """Write a damping as the command line does: "0.1" is relative, "abs:1e-3" absolute."""
+    """Write a damping as the command line does: "0.1" is relative, "abs:1e-3" absolute.
+
+    Parameters
+    ----------
+    damping : Relative or Absolute
+        The damping.
+
+    Returns
+    -------
+    str
+        Read back by `parse_damping`.
+    """
     return f"abs:{damping.value!r}" if isinstance(damping, Absolute) else repr(damping.factor)
 
 

@@ -1,7 +1,7 @@
 """Fits the factors of a model in three resumable stages: covariances, eigenbases, eigenvalues.
 
-Sums are flushed to a new generation of files every few units, then the manifest is replaced; a restart goes on after the last
-flushed unit and reaches bit-identical files, because batches and their order are a function of the data alone.
+Sums are flushed to a new generation of files every few units, then the manifest is replaced; a restart goes on after
+the last flushed unit and reaches bit-identical files, because batches and their order are a function of the data alone.
 """
 
 import time
@@ -17,6 +17,7 @@ from hesse.curvature.capture import Captured
 from hesse.curvature.ekfac import second_moment, sequence_gradients
 from hesse.curvature.kfac import InputFactor, OutputFactor, eigendecompose, mirror_
 from hesse.curvature.layers import TrackedLayer
+from hesse.curvature.scratch import Scratch
 from hesse.errors import ArgumentError
 from hesse.influence.examples import Examples, plan_batches, plan_units
 from hesse.influence.passes import Pass
@@ -26,6 +27,7 @@ from hesse.io import FileEntry, load_tensors, save_tensors
 __all__ = ["FitSettings", "file_name", "fit_factors"]
 
 _COVARIANCE, _EIGENVALUES = 0, 1  # stages draw different labels
+_BLOCK_ENTRIES = 1 << 26  # gradients of a batch are formed this much at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,18 @@ class FitSettings:
 
 
 def file_name(layer: str) -> str:
-    """File name of a layer: its dotted name, with what a file system may not like replaced."""
+    """Name the file of a layer: its dotted name, with what a file system may not like replaced.
+
+    Parameters
+    ----------
+    layer : str
+        Dotted name; empty if the model itself is the layer.
+
+    Returns
+    -------
+    str
+        Without an ending.
+    """
     return "".join(c if c.isalnum() or c in "._-" else "_" for c in layer) or "model"
 
 
@@ -100,7 +113,8 @@ class _Covariance:
         leader = self.shared.setdefault(name, rows.shared_with)
         if leader != rows.shared_with:
             raise ArgumentError(
-                f"modules: {name!r} and {leader!r} read the same input in one batch but not in another; track only one of them a run"
+                f"modules: {name!r} and {leader!r} read the same input in one batch but not in another; track only "
+                "one of them a run"
             )
         device = rows.grads.device
         if name not in self.outputs:
@@ -120,6 +134,7 @@ class _Eigenvalues:
     dtype: torch.dtype
     tables: dict[str, Tensor] = field(default_factory=dict)
     last: tuple[str, Tensor] | None = None
+    scratch: Scratch = field(default_factory=Scratch)
 
     def consume(self, rows: Captured) -> None:
         name = rows.layer.name
@@ -128,10 +143,11 @@ class _Eigenvalues:
             self.tables[name] = torch.zeros(shape, dtype=self.dtype, device=rows.grads.device)
         basis = self.bases[name]
         if basis is None:
-            self.tables[name] += sequence_gradients(rows).to(self.dtype).square_().sum(0)
+            for block in rows.blocks(_BLOCK_ENTRIES):
+                self.tables[name] += sequence_gradients(block).to(self.dtype).square_().sum(0)
             return
         known = self.last[1] if self.last is not None and self.last[0] == rows.shared_with else None
-        rotated = second_moment(rows, *basis, self.tables[name], known)
+        rotated = second_moment(rows, *basis, self.tables[name], self.scratch, known)
         self.last = None if rotated is None else (rows.shared_with, rotated)
 
 
@@ -175,7 +191,7 @@ class _Fit:
             )
 
         with self.run_pass.open(sums.consume):
-            for batch, names, indices in self._batches("covariance", save):
+            for batch, names in self._batches("covariance", save):
                 sums.count_rows = True
                 if self.fisher == "exact":
                     for _column in self.run_pass.exact(batch, names):
@@ -183,7 +199,7 @@ class _Fit:
                 elif self.fisher == "empirical":
                     self.run_pass.empirical(batch, names)
                 else:
-                    self.run_pass.sampled(batch, names, indices, _COVARIANCE)
+                    self.run_pass.sampled(batch, names, _COVARIANCE)
         self._commit({"stage": "eigen"}, {}, None)
 
     def eigen(self) -> None:
@@ -226,7 +242,7 @@ class _Fit:
             self._commit({"sequences": done}, files, "lam-")
 
         with self.run_pass.open(sums.consume):
-            for batch, names, indices in self._batches("eigenvalues", save):
+            for batch, names in self._batches("eigenvalues", save):
                 sums.last = None
                 if self.fisher == "exact":
                     for _column in self.run_pass.exact(batch, names):
@@ -234,7 +250,7 @@ class _Fit:
                 elif self.fisher == "empirical":
                     self.run_pass.empirical(batch, names)
                 else:
-                    self.run_pass.sampled(batch, names, indices, _EIGENVALUES)
+                    self.run_pass.sampled(batch, names, _EIGENVALUES)
         self._commit({"stage": "finish"}, {}, None)
 
     def finish(self) -> None:
@@ -253,9 +269,8 @@ class _Fit:
                     "right": f"eig/{file_name(shared[name])}.A.safetensors",
                 }
             if self.strategy == "kfac":
-                per_sequence = (
-                    counts[name]["S"] / num
-                )  # T̄: the factors are means over tokens, the objective sums over them
+                # T̄: the factors are means over tokens, the objective sums over them
+                per_sequence = counts[name]["S"] / num
                 table = per_sequence * torch.outer(
                     self._load(entry["left"], "values"), self._load(entry["right"], "values")
                 )
@@ -279,10 +294,11 @@ class _Fit:
         self.state = done
         self.run.commit({"fit": done}, files, [f for f in self.run.manifest.files if f.startswith(("cov-", "lam-"))])
 
-    def _batches(self, title: str, save: Any) -> Iterator[tuple[dict[str, Tensor], list[str], list[int]]]:
-        """Batches from where the stage stopped, flushing between units; the last flush covers everything."""
+    def _batches(self, title: str, save: Any) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
+        # from where the stage stopped, flushing between units; the last flush covers everything
         order, settings = self.settings.order, self.settings
-        lengths = [self.examples.lengths[i] for i in order]
+        names, lengths = self.examples.ids, self.examples.lengths
+        lengths = [lengths[i] for i in order]
         start, total = int(self.state["sequences"]), len(order)
         last = time.monotonic()
         device = next(self.run_pass.model.parameters()).device
@@ -292,7 +308,7 @@ class _Fit:
                 for places in plan_batches(lengths, unit, settings.batch_tokens, settings.batch_size):
                     indices = [order[place] for place in places]
                     batch = {key: value.to(device) for key, value in self.examples.batch(indices).items()}
-                    yield batch, [self.examples.ids[i] for i in indices], indices
+                    yield batch, [names[i] for i in indices]
                     advance(len(indices))
                 if unit.stop == total or time.monotonic() - last >= settings.checkpoint_seconds:
                     save(unit.stop)
@@ -324,7 +340,7 @@ class _Fit:
         return load_tensors(self.run.path / relative, self.run.entry(relative), device=str(device))[key]
 
     def _resume(self, relative: str) -> Tensor:
-        """A sum to add to, in memory of its own: rounding in a matrix product may depend on how its output is aligned."""
+        # in memory of its own: rounding in a matrix product may depend on how its output is aligned
         return self._load(relative, "total").clone()
 
     def _save(self, relative: str, **tensors: Tensor) -> FileEntry:

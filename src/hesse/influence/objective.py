@@ -1,10 +1,12 @@
-"""What the model was trained on: losses that sum over the tokens of a sequence, with labels that can be drawn from the model.
+"""What the model was trained on: losses that sum over the tokens of a sequence, and labels drawn from the model.
 
-A loss is called as ``loss(model, batch, labels=None)`` and returns per-token negative log-likelihoods, the logits, and which
-positions count. The training objective is the mean over sequences of the sum over tokens; there is no second convention.
+A loss is called as ``loss(model, batch, labels=None)`` and returns per-token negative log-likelihoods, the logits, and
+which positions count. The training objective is the mean over sequences of the sum over tokens; there is no second
+convention.
 Shapes: B sequences, T positions, V classes.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -49,7 +51,7 @@ class Loss(Protocol):
         ...
 
     def sample(self, logits: Tensor, uniforms: Tensor) -> Tensor:
-        """Labels drawn from the model's own predictive distribution, from one uniform number (or row of them) a position."""
+        """Labels drawn from the model's own predictive distribution, from the uniform numbers of each position."""
         ...
 
     def uniforms_per_position(self, logits: Tensor) -> int:
@@ -66,14 +68,14 @@ class Loss(Protocol):
 
 
 def _inverse_cdf(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """Draw a class by inverting the cumulative distribution, in float64 so that the tail of a large vocabulary is reachable."""
+    # invert the cumulative distribution, in float64 so that the tail of a large vocabulary is reachable
     cumulative = logits.detach().double().softmax(-1).cumsum(-1)
     drawn = torch.searchsorted(cumulative, uniforms.double() * cumulative[..., -1:])
     return drawn.squeeze(-1).clamp(max=logits.shape[-1] - 1)
 
 
 def _softmax_columns(logits: Tensor) -> Tensor:
-    """Columns of a square root of diag(p) - p pᵀ: (..., V, V), column c is sqrt(p_c) (e_c - p)."""
+    # a square root of diag(p) - p pᵀ: (..., V, V), column c is sqrt(p_c) (e_c - p)
     p = logits.detach().softmax(-1)
     eye = torch.eye(p.shape[-1], dtype=p.dtype, device=p.device)
     return (eye - p[..., :, None]) * p.sqrt()[..., None, :]
@@ -85,11 +87,28 @@ class CausalLMLoss:
 
     A batch holds ``input_ids`` (B, T), ``labels`` (B, T) with -100 where a token is not supervised, and optionally
     ``attention_mask`` and ``position_ids``. Position t predicts token t + 1, so ``labels[:, 0]`` never counts.
-    The model is anything that returns logits (B, T, V), alone or as ``.logits``.
+    The model is anything that returns logits (B, T, V), alone or as ``.logits``; of what a batch holds it is handed
+    what its ``forward`` names.
     """
 
     def __call__(self, model: nn.Module, batch: Batch, labels: Labels | None = None) -> LossOutput:
-        """Return the per-token loss (B, T - 1), the logits (B, T - 1, V) and the valid positions (B, T - 1)."""
+        """Compute the loss of every predicted token.
+
+        Parameters
+        ----------
+        model : nn.Module
+            The language model.
+        batch : mapping
+            As above.
+        labels : Tensor, shape (B, T), or callable, optional
+            Instead of the data's; a callable takes the logits and valid positions, both without the last, and returns
+            targets already shifted.
+
+        Returns
+        -------
+        LossOutput
+            Per-token loss (B, T - 1), logits (B, T - 1, V) and valid positions (B, T - 1).
+        """
         logits = _logits(model, batch)[:, :-1]
         targets = batch["labels"][:, 1:]
         valid = targets != -100
@@ -100,15 +119,34 @@ class CausalLMLoss:
         return LossOutput(_cross_entropy(logits, targets, valid), logits, valid)
 
     def sample(self, logits: Tensor, uniforms: Tensor) -> Tensor:
-        """Draw every next token from the softmax, with the true prefix as context."""
+        """Draw every next token from the softmax, with the true prefix as context.
+
+        Parameters
+        ----------
+        logits : Tensor, shape (B, T, V)
+            Of the predicted positions.
+        uniforms : Tensor, shape (B, T, 1)
+            In [0, 1).
+
+        Returns
+        -------
+        Tensor, shape (B, T), int64
+            Token ids.
+        """
         return _inverse_cdf(logits, uniforms)
 
     def uniforms_per_position(self, logits: Tensor) -> int:
-        """One."""
+        """One.
+
+        Returns
+        -------
+        int
+            1.
+        """
         return 1
 
     def cotangents(self, logits: Tensor, valid: Tensor) -> Iterator[Tensor]:
-        """T x V columns: one backward pass for every position and class, for tests and small heads."""
+        """Yield T x V columns: one backward pass for every position and class, for tests and small heads."""
         root = _softmax_columns(logits) * valid[..., None, None]
         for t in range(logits.shape[1]):
             if bool(valid[:, t].any()):
@@ -118,7 +156,20 @@ class CausalLMLoss:
                     yield column
 
     def positions(self, batch: Batch, valid: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Non-padding positions, and of these the ones up to the last that predicts a supervised token."""
+        """Find non-padding positions, and of these the ones up to the last that predicts a supervised token.
+
+        Parameters
+        ----------
+        batch : mapping
+            As above; ``segment_ids`` if several documents share a row.
+        valid : Tensor, shape (B, T - 1), bool
+            From the forward pass.
+
+        Returns
+        -------
+        tuple of Tensor, shape (B, T), bool
+            Attended and gradient-carrying positions.
+        """
         length = valid.shape[1] + 1
         padded = F.pad(valid, (0, 1))
         attended = batch.get("attention_mask")
@@ -145,7 +196,22 @@ class ClassificationLoss:
     """Cross-entropy of one label an example: the T = 1 case. A batch holds ``inputs`` and ``labels`` (B,)."""
 
     def __call__(self, model: nn.Module, batch: Batch, labels: Labels | None = None) -> LossOutput:
-        """Return the loss (B, 1), the logits (B, 1, V) and valid positions (B, 1)."""
+        """Compute the loss of every example.
+
+        Parameters
+        ----------
+        model : nn.Module
+            Returns (B, V), alone or as ``.logits``.
+        batch : mapping
+            As above; without ``inputs`` everything but the labels is handed to the model by name.
+        labels : Tensor, shape (B,), or callable, optional
+            Instead of the data's.
+
+        Returns
+        -------
+        LossOutput
+            Loss (B, 1), logits (B, 1, V) and valid positions (B, 1).
+        """
         logits = _single_output(model, batch)
         targets = batch["labels"].reshape(-1, 1)
         valid = targets != -100
@@ -156,70 +222,158 @@ class ClassificationLoss:
         return LossOutput(_cross_entropy(logits, targets, valid), logits, valid)
 
     def sample(self, logits: Tensor, uniforms: Tensor) -> Tensor:
-        """Draw the class from the softmax."""
+        """Draw the class from the softmax.
+
+        Parameters
+        ----------
+        logits : Tensor, shape (B, 1, V)
+            Of the model.
+        uniforms : Tensor, shape (B, 1, 1)
+            In [0, 1).
+
+        Returns
+        -------
+        Tensor, shape (B, 1), int64
+            Classes.
+        """
         return _inverse_cdf(logits, uniforms)
 
     def uniforms_per_position(self, logits: Tensor) -> int:
-        """One."""
+        """One.
+
+        Returns
+        -------
+        int
+            1.
+        """
         return 1
 
     def cotangents(self, logits: Tensor, valid: Tensor) -> Iterator[Tensor]:
-        """V columns."""
+        """Yield V columns."""
         root = _softmax_columns(logits) * valid[..., None, None]
         for c in range(logits.shape[-1]):
             yield root[..., c]
 
     def positions(self, batch: Batch, valid: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """No time axis."""
-        return None, None
+        """Read the attention mask, if the model reads sequences; there is no time axis otherwise.
+
+        Parameters
+        ----------
+        batch : mapping
+            As above.
+
+        Returns
+        -------
+        tuple of Tensor, shape (B, T), bool, or of None
+            The same twice: every attended position carries a gradient.
+        """
+        return _attended(batch)
 
 
 @dataclass(frozen=True, slots=True)
 class RegressionLoss:
-    """½ ‖y - f(x)‖², the negative log-likelihood of unit Gaussian noise. A batch holds ``inputs`` and ``labels`` (B,) or (B, V)."""
+    """½ ‖y - f(x)‖², the negative log-likelihood of unit Gaussian noise.
+
+    A batch holds ``inputs`` and ``labels``, (B,) or (B, V).
+    """
 
     def __call__(self, model: nn.Module, batch: Batch, labels: Labels | None = None) -> LossOutput:
-        """Return the loss (B, 1), the outputs (B, 1, V) and valid positions (B, 1)."""
+        """Compute the loss of every example.
+
+        Parameters
+        ----------
+        model : nn.Module
+            Returns (B,) or (B, V), alone or as ``.logits``.
+        batch : mapping
+            As above; without ``inputs`` everything but the labels is handed to the model by name.
+        labels : Tensor, shape (B,) or (B, V), or callable, optional
+            Instead of the data's.
+
+        Returns
+        -------
+        LossOutput
+            Loss (B, 1), outputs (B, 1, V) and valid positions (B, 1), all of them.
+        """
         outputs = _single_output(model, batch)
         valid = torch.ones(outputs.shape[:2], dtype=torch.bool, device=outputs.device)
         given = batch["labels"] if labels is None else labels
-        targets = given(outputs, valid) if callable(given) else given.reshape(outputs.shape)
+        targets = given.reshape(outputs.shape) if isinstance(given, Tensor) else given(outputs, valid)
         return LossOutput((outputs - targets).square().sum(-1) / 2, outputs, valid)
 
     def sample(self, logits: Tensor, uniforms: Tensor) -> Tensor:
-        """Add unit Gaussian noise to the outputs."""
+        """Add unit Gaussian noise to the outputs.
+
+        Parameters
+        ----------
+        logits : Tensor, shape (B, 1, V)
+            The outputs.
+        uniforms : Tensor, shape (B, 1, V)
+            In [0, 1).
+
+        Returns
+        -------
+        Tensor, shape (B, 1, V)
+            Targets.
+        """
         # the quantile function is infinite at 0: half a step of the generator's grid keeps it finite
         noise = torch.special.ndtri(uniforms.double().clamp(min=2.0**-54))
         return logits.detach() + noise.to(logits.dtype)
 
     def uniforms_per_position(self, logits: Tensor) -> int:
-        """One an output."""
+        """One for each output.
+
+        Parameters
+        ----------
+        logits : Tensor, shape (B, 1, V)
+            The outputs.
+
+        Returns
+        -------
+        int
+            V.
+        """
         return logits.shape[-1]
 
     def cotangents(self, logits: Tensor, valid: Tensor) -> Iterator[Tensor]:
-        """The output Hessian is the identity: one column an output."""
+        """Yield one column an output: the output Hessian is the identity."""
         for c in range(logits.shape[-1]):
             column = torch.zeros_like(logits)
             column[..., c] = 1
             yield column
 
     def positions(self, batch: Batch, valid: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """No time axis."""
-        return None, None
+        """Read the attention mask, if the model reads sequences; there is no time axis otherwise.
+
+        Parameters
+        ----------
+        batch : mapping
+            As above.
+
+        Returns
+        -------
+        tuple of Tensor, shape (B, T), bool, or of None
+            The same twice: every attended position carries a gradient.
+        """
+        return _attended(batch)
 
 
-def check_is_likelihood(loss: Loss, output: LossOutput, batch: Batch) -> None:
-    """Refuse a user's loss that is a rescaled negative log-likelihood: labels drawn from the model would then give I / c.
+def _attended(batch: Batch) -> tuple[Tensor | None, Tensor | None]:
+    mask = batch.get("attention_mask")
+    return (None, None) if mask is None or mask.dim() != 2 else (mask.bool(), mask.bool())
 
-    With a loss c·L the sampled-label eigenvalues scale as c² and the true Gauss-Newton matrix as c, so the scores would come out
-    divided by c. A mean over tokens, the default of most training code, is such a rescaling.
+
+def check_is_likelihood(loss: Loss, model: nn.Module, batch: Batch) -> None:
+    """Refuse a rescaled negative log-likelihood: with labels drawn from the model the scores would come out as I / c.
+
+    With a loss c·L the sampled-label eigenvalues scale as c² and the true Gauss-Newton matrix as c, so the scores would
+    come out divided by c. A mean over tokens, the default of most training code, is such a rescaling.
 
     Parameters
     ----------
     loss : Loss
         The user's; the losses of this module pass without a look.
-    output : LossOutput
-        Of the first batch.
+    model : nn.Module
+        The model; called only if the loss is the user's.
     batch : mapping
         The first batch.
 
@@ -230,6 +384,7 @@ def check_is_likelihood(loss: Loss, output: LossOutput, batch: Batch) -> None:
     """
     if isinstance(loss, (CausalLMLoss, ClassificationLoss, RegressionLoss)):
         return
+    output = loss(model, batch)
     labels = batch["labels"]
     targets = labels[:, -output.valid.shape[1] :] if labels.dim() > 1 else labels.reshape(-1, 1)
     if output.logits.is_floating_point() and targets.is_floating_point():
@@ -238,16 +393,23 @@ def check_is_likelihood(loss: Loss, output: LossOutput, batch: Batch) -> None:
     got = output.per_token.detach().sum()
     if not torch.isclose(got, expected, rtol=1e-3):
         raise ArgumentError(
-            f"loss: it sums to {float(got):.6g} on the first batch, but the negative log-likelihood of its own logits to {float(expected):.6g}. "
-            "Factors from sampled labels are valid only for the summed negative log-likelihood: return the loss of every token, "
+            f"loss: it sums to {float(got):.6g} on the first batch, but the negative log-likelihood of its own logits "
+            f"to {float(expected):.6g}. "
+            "Factors from sampled labels are valid only for the summed negative log-likelihood: return the loss of "
+            "every token, "
             "not a mean and not rescaled, or use fisher='exact'."
         )
 
 
 def _logits(model: nn.Module, batch: Batch) -> Tensor:
     inputs = {key: batch[key] for key in _FORWARD_KEYS if key in batch}
+    mask = inputs.get("attention_mask")
+    if mask is not None and mask.dim() == 4 and mask.dtype == torch.bool:
+        # added to the attention scores: eager attention would take true and false for the numbers 1 and 0
+        dtype = next(model.parameters()).dtype
+        inputs["attention_mask"] = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
     if "input_ids" in inputs and not hasattr(model, "config"):
-        output = model(inputs["input_ids"])  # a plain module takes token ids alone
+        output = _call_plain(model, inputs)
     else:
         output = (
             model(**inputs, use_cache=False)
@@ -258,6 +420,20 @@ def _logits(model: nn.Module, batch: Batch) -> Tensor:
     if logits.dim() != 3:
         raise ShapeError(f"loss: expected logits of shape (B, T, V), got {tuple(logits.shape)}")
     return logits
+
+
+def _call_plain(model: nn.Module, inputs: dict[str, Tensor]) -> Any:
+    # a plain module: token ids first, and of the rest what its forward names
+    named = inspect.signature(model.forward).parameters
+    extra = {key: value for key, value in inputs.items() if key != "input_ids" and key in named}
+    mask = inputs.get("attention_mask")
+    if mask is not None and "attention_mask" not in extra and (mask.dim() == 4 or bool((mask[:, :1] == 0).any())):
+        raise ArgumentError(
+            f"model: the forward of {type(model).__name__} takes no attention_mask, so it would attend to padding on "
+            "the "
+            "left and across packed documents; pad on the right, or give it an attention_mask"
+        )
+    return model(inputs["input_ids"], **extra)
 
 
 def _single_output(model: nn.Module, batch: Batch) -> Tensor:

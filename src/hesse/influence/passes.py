@@ -1,9 +1,10 @@
 """One forward and dgrad-only backward pass over a batch, for every stage that needs layer inputs and output gradients.
 
-Labels drawn from the model come from a counter keyed by (seed, stage, sequence number), so that batch size, order, padding,
-restarts and the number of processes never change a draw.
+Labels drawn from the model come from a counter keyed by (seed, sequence id, stage), so that batch size, order, padding,
+restarts, the number of processes and the company of other sequences never change a draw.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Items
 from contextlib import contextmanager
@@ -45,7 +46,18 @@ class Pass:
 
     @contextmanager
     def open(self, consumer: Callable[[Captured], None]) -> Iterator["Pass"]:
-        """Attach the hooks and freeze the parameters inside the block."""
+        """Attach the hooks and freeze the parameters inside the block.
+
+        Parameters
+        ----------
+        consumer : callable
+            Receives one `Captured` a layer and batch.
+
+        Yields
+        ------
+        Pass
+            This one.
+        """
         check_model(self.model)
         with dgrad_only(self.model), LayerStream(self.layers, consumer) as stream:
             self._stream = stream
@@ -55,20 +67,49 @@ class Pass:
                 self._stream = None
 
     def empirical(self, batch: Batch, names: Items[str]) -> LossOutput:
-        """Backward from the loss with the data's own labels."""
+        """Backward from the loss with the data's own labels.
+
+        Parameters
+        ----------
+        batch : mapping
+            As the loss takes it.
+        names : sequence of str
+            Ids of its sequences.
+
+        Returns
+        -------
+        LossOutput
+            Of the forward pass.
+        """
         with self._forward(batch, names) as output:
             self._require().backward(output.per_token.sum())
         return output
 
-    def sampled(self, batch: Batch, names: Items[str], indices: Items[int], stage: int) -> LossOutput:
-        """Backward from the loss with labels drawn from the model at every supervised position."""
+    def sampled(self, batch: Batch, names: Items[str], stage: int) -> LossOutput:
+        """Backward from the loss with labels drawn from the model at every supervised position.
+
+        Parameters
+        ----------
+        batch : mapping
+            As the loss takes it.
+        names : sequence of str
+            Ids of its sequences: with the seed they decide the draw.
+        stage : int
+            Another stage, other labels.
+
+        Returns
+        -------
+        LossOutput
+            Of the forward pass, with the drawn labels.
+        """
+        if not self._checked:
+            with torch.no_grad():  # no layer is captured outside of a batch of the stream
+                check_is_likelihood(self.loss, self.model, batch)
+            self._checked = True
 
         def draw(logits: Tensor, valid: Tensor) -> Tensor:
-            if not self._checked:
-                check_is_likelihood(self.loss, self.loss(self.model, batch), batch)
-                self._checked = True
             per_position = self.loss.uniforms_per_position(logits)
-            uniforms = _uniforms(valid, batch.get("segment_ids"), indices, self.seed, stage, per_position)
+            uniforms = _uniforms(valid, batch.get("segment_ids"), names, self.seed, stage, per_position)
             return self.loss.sample(logits, uniforms)
 
         with self._forward(batch, names, draw) as output:
@@ -76,7 +117,20 @@ class Pass:
         return output
 
     def exact(self, batch: Batch, names: Items[str]) -> Iterator[None]:
-        """One backward pass for every column of the square root of the output Hessian; yields after each."""
+        """Run one backward pass for every column of the square root of the output Hessian.
+
+        Parameters
+        ----------
+        batch : mapping
+            As the loss takes it.
+        names : sequence of str
+            Ids of its sequences.
+
+        Yields
+        ------
+        None
+            After each backward pass.
+        """
         with self._forward(batch, names) as output:
             columns = self.loss.cotangents(output.logits.detach(), output.valid)
             for column in columns:
@@ -84,7 +138,25 @@ class Pass:
                 yield
 
     def measured(self, batch: Batch, measurement: Measurement) -> Tensor:
-        """Backward from a user's measurement; returns its values (B,)."""
+        """Backward from a user's measurement.
+
+        Parameters
+        ----------
+        batch : mapping
+            As the measurement takes it; it holds ``labels``.
+        measurement : callable
+            (model, batch) -> (B,).
+
+        Returns
+        -------
+        Tensor, shape (B,)
+            Its values.
+
+        Raises
+        ------
+        ArgumentError
+            If it does not give one value a sequence.
+        """
         stream = self._require()
         with stream.batch(batch.get("segment_ids")):
             values = measurement(self.model, batch)
@@ -92,15 +164,11 @@ class Pass:
                 raise ArgumentError(
                     f"measurement: expected one value a sequence, shape (B,), got {tuple(values.shape)}"
                 )
-            labels = batch["labels"]
-            mask = batch.get("attention_mask")
-            padding = None if mask is None or mask.dim() != 2 or bool(mask.all()) else ~mask.bool()
-            stream.positions(
-                mask.bool()
-                if padding is not None
-                else (torch.ones_like(labels, dtype=torch.bool) if labels.dim() == 2 else None),
-                padding,
-            )
+            labels, mask = batch["labels"], batch.get("attention_mask")
+            if mask is not None and mask.dim() == 2:
+                stream.positions(mask.bool(), None if bool(mask.all()) else ~mask.bool())
+            else:
+                stream.positions(torch.ones_like(labels, dtype=torch.bool) if labels.dim() == 2 else None)
             stream.backward(values.sum())
         return values.detach()
 
@@ -124,7 +192,7 @@ class Pass:
 
 
 def check_model(model: nn.Module) -> None:
-    """Refuse a model in training mode: dropout would make every gradient random, batch norm would leak between sequences.
+    """Refuse a model in training mode: dropout makes every gradient random, batch norm leaks between sequences.
 
     Parameters
     ----------
@@ -150,16 +218,17 @@ def _check_finite(output: LossOutput, names: Items[str], segments: Tensor | None
     raise NumericalError(f"dataset: the loss of sequence {names[which]!r} is NaN or Inf at position {position}")
 
 
-def _uniforms(valid: Tensor, segments: Tensor | None, indices: Items[int], seed: int, stage: int, width: int) -> Tensor:
-    """Uniform numbers (..., width), the k-th supervised position of sequence n always receiving the same ones."""
+def _uniforms(valid: Tensor, segments: Tensor | None, names: Items[str], seed: int, stage: int, width: int) -> Tensor:
+    # uniform numbers (..., width), the k-th supervised position of a sequence always receiving the same ones
     values = np.zeros((*valid.shape, width))
     flags = valid.cpu().numpy()
     owner = None if segments is None else segments[:, : valid.shape[1]].cpu().numpy()
-    for which, index in enumerate(indices):
+    for which, name in enumerate(names):
         if owner is None:
             places = (np.full(int(flags[which].sum()), which), flags[which].nonzero()[0])
         else:
             places = ((owner == which) & flags).nonzero()
-        generator = np.random.Generator(np.random.Philox(key=[seed, (stage << 48) + index]))
+        key = int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+        generator = np.random.Generator(np.random.Philox(counter=[0, 0, 0, stage], key=[seed, key]))
         values[places] = generator.random((len(places[0]), width))
     return torch.from_numpy(values).to(valid.device)

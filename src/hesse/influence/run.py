@@ -1,7 +1,7 @@
 """A run on disk: a folder whose manifest, written last, names every file that counts.
 
-A stage flushes its state to new files, then the manifest is replaced, then the files it no longer names are removed; killed at
-any moment, the folder holds the last complete state. Folder layout:
+A stage flushes its state to new files, then the manifest is replaced, then the files it no longer names are removed;
+killed at any moment, the folder holds the last complete state. Folder layout:
 
     manifest.json                        config, hashes, counts, state of every stage
     cov-<n>/<layer>.{A,S}.safetensors    sums over the first n sequences, while fitting
@@ -16,13 +16,31 @@ from pathlib import Path
 from typing import Any
 
 from hesse.errors import ArgumentError, ArtifactError
-from hesse.io import LOCK_NAME, MANIFEST_NAME, FileEntry, Manifest, config_hash, manifest_exists, read_manifest, run_lock, write_manifest
+from hesse.io import (
+    LOCK_NAME,
+    MANIFEST_NAME,
+    FileEntry,
+    Manifest,
+    config_hash,
+    manifest_exists,
+    read_manifest,
+    run_lock,
+    write_manifest,
+)
 
 __all__ = ["KIND", "RunFolder", "open_folder", "remove_unnamed", "start_folder", "writing_run"]
 
 KIND = "influence-run"
 
-_OWNED = ("cov-*/*", "eig/*", "lam-*/*", "lam/*", "queries/*/*", "scores/*/*", "corpus/*/*")  # where this layout puts files
+_OWNED = (
+    "cov-*/*",
+    "eig/*",
+    "lam-*/*",
+    "lam/*",
+    "queries/*/*",
+    "scores/*/*",
+    "corpus/*/*",
+)  # where this layout puts files
 
 
 @dataclass(slots=True)
@@ -33,7 +51,18 @@ class RunFolder:
     manifest: Manifest
 
     def stage(self, name: str) -> dict[str, Any]:
-        """State of a stage, empty if it has not begun."""
+        """Look up the state of a stage.
+
+        Parameters
+        ----------
+        name : str
+            Of the stage.
+
+        Returns
+        -------
+        dict
+            A copy; empty if the stage has not begun.
+        """
         return dict(self.manifest.stages.get(name, {}))
 
     def entry(self, name: str) -> FileEntry:
@@ -57,9 +86,13 @@ class RunFolder:
         try:
             return self.manifest.files[name]
         except KeyError:
-            raise ArtifactError(f"{self.path / name}: not named in the manifest of the run. Run the same command again with --overwrite.") from None
+            raise ArtifactError(
+                f"{self.path / name}: not named in the manifest. Run the same command again with --overwrite."
+            ) from None
 
-    def commit(self, stages: Mapping[str, dict[str, Any]], add: Mapping[str, FileEntry] | None = None, drop: Iterable[str] = ()) -> None:
+    def commit(
+        self, stages: Mapping[str, dict[str, Any]], add: Mapping[str, FileEntry] | None = None, drop: Iterable[str] = ()
+    ) -> None:
         """Make new files count and old ones not, in one replacement of the manifest; then delete the old ones.
 
         Parameters
@@ -99,8 +132,10 @@ def open_folder(path: Path | str) -> RunFolder:
     return RunFolder(folder, read_manifest(folder, KIND))
 
 
-def start_folder(path: Path | str, config: Mapping[str, Any], parents: Mapping[str, str], *, resume: bool, overwrite: bool) -> RunFolder:
-    """Create a run, or take up the one that is there if it was made with the same settings; call it holding the folder's lock.
+def start_folder(
+    path: Path | str, config: Mapping[str, Any], parents: Mapping[str, str], *, resume: bool, overwrite: bool
+) -> RunFolder:
+    """Create a run, or take up one made with the same settings; call it holding the folder's lock.
 
     Parameters
     ----------
@@ -136,14 +171,18 @@ def start_folder(path: Path | str, config: Mapping[str, Any], parents: Mapping[s
             return found
         if not overwrite:
             raise ArgumentError(
-                f"run_dir: {folder} holds a run that differs in {', '.join(differing)}; choose another folder or pass overwrite"
+                f"run_dir: {folder} holds a run that differs in {', '.join(differing)}; "
+                "choose another folder or pass overwrite"
                 if differing
                 else f"run_dir: {folder} already holds this run; pass resume=True or overwrite=True"
             )
-    elif folder.exists() and any(entry.name != LOCK_NAME and not (damaged and _is_owned(entry)) for entry in folder.iterdir()):
+    elif folder.exists() and any(
+        entry.name != LOCK_NAME and not (damaged and _is_owned(entry)) for entry in folder.iterdir()
+    ):
         raise ArgumentError(f"run_dir: {folder} is not empty and holds no run")
     folder.mkdir(parents=True, exist_ok=True)
-    # the new manifest first: a process killed between the two leaves files that do not count, not a manifest without its files
+    # the new manifest first: killed between the two, a process leaves files that do not count, and no manifest
+    # without its files
     write_manifest(folder, fresh)
     run = RunFolder(folder, fresh)
     remove_unnamed(run)
@@ -152,7 +191,7 @@ def start_folder(path: Path | str, config: Mapping[str, Any], parents: Mapping[s
 
 @contextmanager
 def writing_run(path: Path | str) -> Iterator[None]:
-    """Hold the lock of a run; if the block fails, remove what it wrote and did not commit, and a folder that it only just made.
+    """Hold the lock of a run; if the block fails, remove what it did not commit, and a folder that it only just made.
 
     Parameters
     ----------
@@ -184,7 +223,7 @@ def writing_run(path: Path | str) -> Iterator[None]:
 
 
 def remove_unnamed(run: RunFolder) -> None:
-    """Delete what a killed process wrote and never committed, or dropped and never deleted; only in folders this layout owns.
+    """Delete what a killed process never committed, or dropped and never deleted; only in folders this layout owns.
 
     Parameters
     ----------
@@ -205,7 +244,7 @@ def remove_unnamed(run: RunFolder) -> None:
 
 
 def _differences(found: Manifest, wanted: Manifest) -> list[str]:
-    """Names of the settings in which two runs differ, with both values."""
+    # names of the settings in which two runs differ, with both values
     mine = {key: value for key, value in found.config.items() if key != "info"} | found.parents
     theirs = {key: value for key, value in wanted.config.items() if key != "info"} | wanted.parents
     if config_hash(mine) == config_hash(theirs):
@@ -215,7 +254,7 @@ def _differences(found: Manifest, wanted: Manifest) -> list[str]:
 
 
 def _is_damaged(folder: Path) -> bool:
-    """Whether the manifest cannot be read at all; one of another kind can, and is nobody's to overwrite."""
+    # a manifest of another kind can be read, and is nobody's to overwrite
     try:
         read_manifest(folder)
     except ArtifactError:
@@ -224,5 +263,5 @@ def _is_damaged(folder: Path) -> bool:
 
 
 def _is_owned(entry: Path) -> bool:
-    """Whether a name at the top of a run is one that this layout uses."""
+    # a name at the top of a run that this layout uses
     return entry.name == MANIFEST_NAME or any(entry.match(pattern.split("/")[0]) for pattern in _OWNED)

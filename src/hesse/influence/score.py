@@ -2,7 +2,8 @@
 
     score(q, n) = -(1/N) Σ_ℓ <P_ℓ(∇_ℓ f_q), ∇_ℓ L(z_n)>    nats of f_q for one more copy of z_n
 
-with f_q the log-probability of the query's completion. Few queries are preconditioned, once; many candidates are streamed past.
+with f_q the log-probability of the query's completion. Few queries are preconditioned, once; many candidates are
+streamed past.
 """
 
 import time
@@ -17,7 +18,8 @@ from torch import Tensor
 from hesse._progress import progress
 from hesse.curvature.capture import Captured
 from hesse.curvature.ekfac import rotated_gradients, sequence_gradients
-from hesse.errors import MemoryLimitError, NumericalError
+from hesse.curvature.scratch import Scratch
+from hesse.errors import MemoryLimitError, NumericalError, ShapeError
 from hesse.influence.contraction import (
     DenseQueries,
     LowRankQueries,
@@ -34,7 +36,9 @@ from hesse.influence.passes import Measurement, Pass
 from hesse.influence.run import RunFolder
 from hesse.io import FileEntry, load_tensors, save_tensors
 
-__all__ = ["ScoreSettings", "prepare_queries", "refine", "score_units", "self_scores"]
+__all__ = ["ScoreSettings", "check_memory", "prepare_queries", "refine", "score_units", "self_scores"]
+
+_BLOCK_ENTRIES = 1 << 26  # gradients of a batch are formed this much at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +96,7 @@ def prepare_queries(
         Before any work, if they would not fit.
     """
     numbers = list(range(len(queries))) if chosen is None else list(chosen)
-    _check_memory(run_pass, len(numbers), settings, dtype)
+    check_memory(run_pass, len(numbers), settings, dtype)
     kept: dict[str, QueryMatrices] = {}
     done = 0
 
@@ -100,16 +104,19 @@ def prepare_queries(
         name = rows.layer.name
         factor = factors[name]
         wide = dtype if factor.table is None else factor.table.dtype
-        inverse = factor.precondition_rows(rows, wide)
-        if measurement is not None:
-            inverse.neg_()
-        if not bool(torch.isfinite(inverse.sum())):
-            raise NumericalError(f"score: the preconditioned gradient of a query in layer {name!r} holds NaN or Inf")
         if name not in kept:
-            kept[name] = empty_queries(rows.layer, len(numbers), settings.rank, dtype, inverse.device)
-        put(kept[name], done, inverse, seed=run_pass.seed)
+            kept[name] = empty_queries(rows.layer, len(numbers), settings.rank, dtype, rows.grads.device)
+        first = done
+        for block in rows.blocks(_BLOCK_ENTRIES):  # full-rank gradients are held at once
+            inverse = factor.precondition_rows(block, wide)
+            if measurement is not None:
+                inverse.neg_()
+            if not bool(torch.isfinite(inverse.sum())):
+                raise NumericalError(f"score: the preconditioned gradient of a query in {name!r} holds NaN or Inf")
+            put(kept[name], first, inverse, seed=run_pass.seed)
+            first += len(inverse)
 
-    budget = min(settings.batch_tokens, 2048)  # a batch of full-rank gradients is held at once
+    budget = min(settings.batch_tokens, 2048)
     with (
         run_pass.open(consume),
         progress("queries", len(numbers), unit="queries", enabled=settings.show_progress) as advance,
@@ -195,6 +202,7 @@ class _Sink:
     layers: Tensor | None = None
     tokens: list[Tensor] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
+    scratch: Scratch = field(default_factory=Scratch)
 
     def start(self, unit: range, lengths: Items[int]) -> None:
         wide = torch.float64 if self.dtype == torch.float64 else torch.float32
@@ -213,12 +221,14 @@ class _Sink:
     def consume(self, rows: Captured) -> None:
         queries = self.prepared[rows.layer.name]
         if self.settings.per_token:
-            terms = contract_tokens(rows, queries, self.dtype).cpu() * self.scale
+            terms = contract_tokens(rows, queries, self.dtype).cpu().to(self.scores.dtype) * self.scale
             values = terms.sum(-1)
+            if rows.calls > 1:  # several calls of one module, joined along T: a token takes part in each
+                terms = terms.unflatten(-1, (rows.calls, -1)).sum(-2)
             for row, place in enumerate(self.places.tolist()):
                 self._add_tokens(place, terms[:, row], rows, row)
         else:
-            values = contract(rows, queries, self.dtype).cpu() * self.scale
+            values = contract(rows, queries, self.dtype, self.scratch).cpu() * self.scale
         values = values.to(self.scores.dtype)
         self.scores.index_add_(1, self.places, values)
         if self.layers is not None:
@@ -228,12 +238,17 @@ class _Sink:
         length = self.lengths[place]
         if terms.shape[1] == length:
             self.tokens[place] += terms
-            return
-        # a padded row: its real positions are the attended ones; all others carry zero, so only where they start matters
-        first = 0
-        if rows.mask is not None and bool(rows.mask[row].any()):
+        elif length == 1:  # an example without a time axis: a convolution's positions all belong to it
+            self.tokens[place] += terms.sum(1, keepdim=True)
+        elif rows.mask is None:
+            raise ShapeError(
+                f"per_token: layer {rows.layer.name!r} works on {terms.shape[1]} positions a sequence, which are not "
+                "its "
+                f"{length} tokens; leave it out with modules=, or leave out per_token"
+            )
+        else:  # a padded row: all but its real positions carry zero, so only where they start matters
             first = int(rows.mask[row].int().argmax())
-        self.tokens[place] += terms[:, first : first + length]
+            self.tokens[place] += terms[:, first : first + length]
 
     def finish(self) -> dict[str, Tensor]:
         if not bool(torch.isfinite(self.scores).all()):
@@ -316,17 +331,39 @@ def refine(
 
 
 def self_scores(run_pass: Pass, factors: Factors, examples: Examples, settings: ScoreSettings) -> Tensor:
-    """∇Lᵀ (G + λI)⁻¹ ∇L of every sequence, unscaled, computed in the eigenbasis: (N,)."""
+    """∇Lᵀ (G + λI)⁻¹ ∇L of every sequence, unscaled, computed in the eigenbasis.
+
+    Parameters
+    ----------
+    run_pass : Pass
+        The model with its loss and layers.
+    factors : Factors
+        Fitted on it.
+    examples : Examples
+        Sequences.
+    settings : ScoreSettings
+        Batching.
+
+    Returns
+    -------
+    Tensor, shape (N,)
+        float64.
+    """
     out = torch.zeros(len(examples), dtype=torch.float64)
     places: list[int] = []
 
     def consume(rows: Captured) -> None:
         factor = factors[rows.layer.name]
         damped = factor.damped()
-        rotates = factor.left is not None and factor.right is not None
-        gradient = rotated_gradients(rows, factor.left, factor.right) if rotates else sequence_gradients(rows)
-        squares = gradient.square() if damped is None else gradient.square() / damped
-        out[places] += squares.sum((1, 2), dtype=torch.float64).cpu()
+        parts: list[Tensor] = []
+        for block in rows.blocks(_BLOCK_ENTRIES):
+            if factor.left is None or factor.right is None:
+                gradient = sequence_gradients(block)
+            else:
+                gradient = rotated_gradients(block, factor.left, factor.right)
+            squares = gradient.square() if damped is None else gradient.square() / damped
+            parts.append(squares.sum((1, 2), dtype=torch.float64))
+        out[places] += torch.cat(parts).cpu()
 
     with (
         run_pass.open(consume),
@@ -341,7 +378,22 @@ def self_scores(run_pass: Pass, factors: Factors, examples: Examples, settings: 
 
 
 def save_prepared(run: RunFolder, folder: str, prepared: dict[str, QueryMatrices]) -> dict[str, FileEntry]:
-    """Write the preconditioned queries, one file a layer."""
+    """Write the preconditioned queries, one file a layer.
+
+    Parameters
+    ----------
+    run : RunFolder
+        The run.
+    folder : str
+        Path inside it.
+    prepared : dict of str to QueryMatrices
+        From `prepare_queries`.
+
+    Returns
+    -------
+    dict[str, FileEntry]
+        The files written, not yet committed.
+    """
     files: dict[str, FileEntry] = {}
     for name, queries in prepared.items():
         relative = f"{folder}/{file_name(name)}.safetensors"
@@ -354,7 +406,24 @@ def save_prepared(run: RunFolder, folder: str, prepared: dict[str, QueryMatrices
 
 
 def load_prepared(run: RunFolder, folder: str, names: Items[str], device: str) -> dict[str, QueryMatrices]:
-    """Read what `save_prepared` wrote."""
+    """Read what `save_prepared` wrote.
+
+    Parameters
+    ----------
+    run : RunFolder
+        The run.
+    folder : str
+        Path inside it.
+    names : sequence of str
+        Layers.
+    device : str
+        Where the tensors go.
+
+    Returns
+    -------
+    dict[str, QueryMatrices]
+        By layer.
+    """
     out: dict[str, QueryMatrices] = {}
     for name in names:
         relative = f"{folder}/{file_name(name)}.safetensors"
@@ -367,7 +436,7 @@ def load_prepared(run: RunFolder, folder: str, names: Items[str], device: str) -
 
 
 def _in_order(lengths: Items[int], numbers: Items[int], budget: int) -> Iterator[list[int]]:
-    """Consecutive queries, as many as fit the token budget: their order is that of the rows of the scores."""
+    # consecutive queries, as many as fit the token budget: their order is that of the rows of the scores
     batch: list[int] = []
     for number in numbers:
         if batch and max(lengths[number], *(lengths[i] for i in batch)) * (len(batch) + 1) > budget:
@@ -389,11 +458,34 @@ def _query_bytes(run_pass: Pass, count: int, settings: ScoreSettings, dtype: tor
     return total * count
 
 
-def _check_memory(run_pass: Pass, count: int, settings: ScoreSettings, dtype: torch.dtype) -> None:
+def check_memory(
+    run_pass: Pass, count: int, settings: ScoreSettings, dtype: torch.dtype, *, argument: str = "rank"
+) -> None:
+    """Refuse preconditioned queries that would take more than ``settings.query_memory``.
+
+    Parameters
+    ----------
+    run_pass : Pass
+        Gives the layers.
+    count : int
+        Queries held at once.
+    settings : ScoreSettings
+        Rank and limit, in bytes.
+    dtype : dtype
+        Of the matrices kept.
+    argument : str, default "rank"
+        What asked for them, for the message.
+
+    Raises
+    ------
+    MemoryLimitError
+        With what they would take.
+    """
     need = _query_bytes(run_pass, count, settings, dtype)
     if need > settings.query_memory:
         raise MemoryLimitError(
-            f"rank: {count} queries would take {need / 2**30:.1f} GiB, more than the {settings.query_memory / 2**30:.1f} GiB allowed by query_memory; "
+            f"{argument}: {count} queries would take {need / 2**30:.1f} GiB, more than the "
+            f"{settings.query_memory / 2**30:.1f} GiB allowed by query_memory; "
             "use a smaller rank, fewer queries a call, or raise the limit"
         )
 

@@ -1,6 +1,7 @@
 """The answer: how many nats each training sequence adds to each query, as a matrix on disk with its ids.
 
-Positive: one more copy of the sequence raises the log-probability of the query's completion (a proponent); negative: it lowers it.
+Positive: one more copy of the sequence raises the log-probability of the query's completion (a proponent); negative: it
+lowers it.
 """
 
 import io
@@ -74,21 +75,38 @@ class Scores:
 
     @property
     def layers(self) -> np.ndarray | None:
-        """Scores before the sum over layers, shape (Q, R, L), or None if they were not asked for; they sum to the unrefined scores."""
+        """Scores before the sum over layers, (Q, R, L), or None if not asked for; they sum to the unrefined ones."""
         if not self.state["per_layer"]:
             return None
         out = np.zeros((len(self.query_ids), len(self.train_ids), len(self.layer_names)), dtype=self.values.dtype)
         columns = self._columns
         for first, part in self._parts():
             layers = part["layers"].numpy()
-            np.add.at(out, (slice(None), columns[first : first + layers.shape[1]]), layers)
+            np.add.at(out.swapaxes(0, 1), columns[first : first + layers.shape[1]], layers.swapaxes(0, 1))
         return out
 
     def tokens(self, query: int | str, sequence_id: str) -> np.ndarray | None:
-        """Terms of one score, a token each, shape (T,), or None if they were not asked for; they sum to the unrefined score.
+        """Read the terms of one score, a token each; they sum to the unrefined score.
 
-        The value at a position is the effect of the update made *at* that position of the network, which receives loss gradients
-        from later tokens through attention; it is not "training on predicting that token".
+        The value at a position is the effect of the update made *at* that position of the network, which receives loss
+        gradients from later tokens through attention; it is not "training on predicting that token".
+
+        Parameters
+        ----------
+        query : int or str
+            Number or id.
+        sequence_id : str
+            One of ``sequence_ids``.
+
+        Returns
+        -------
+        ndarray, shape (T,), or None
+            None if they were not asked for when scoring.
+
+        Raises
+        ------
+        ArgumentError
+            If the query or the sequence is unknown.
         """
         if not self.state["per_token"]:
             return None
@@ -131,9 +149,15 @@ class Scores:
         return [Ranked(i + 1, self.train_ids[n], float(sign * row[n])) for i, n in enumerate(best) if row[n] > 0]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but shards, as plain Python."""
+        """Everything but shards, as plain Python.
+
+        Returns
+        -------
+        dict
+            units, query_ids, train_ids and scores, as nested lists.
+        """
         return {
-            "units": "nats",
+            "units": self.state.get("units", "nats"),
             "query_ids": self.query_ids,
             "train_ids": self.train_ids,
             "scores": self.values.tolist(),
@@ -191,7 +215,8 @@ class Scores:
             return names.index(name)
         except ValueError:
             raise ArgumentError(
-                f"{argument}: no {name!r} in this run; known are {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
+                f"{argument}: no {name!r} in this run; known are "
+                f"{', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
             ) from None
 
     def _load(self, first: int) -> dict[str, torch.Tensor]:
@@ -241,7 +266,7 @@ def assemble(
     *,
     wide: bool,
 ) -> dict[str, FileEntry]:
-    """Join all shards into scores.npy (Q, R), a row's chunks summed, refined entries put in; one query at a time in memory.
+    """Join all shards into scores.npy (Q, R), a row's chunks summed, refined entries put in, a few queries at a time.
 
     Parameters
     ----------
@@ -280,7 +305,7 @@ def assemble(
                 if q in better:
                     flat[q - first, better[q][0]] = better[q][1]
             block = np.zeros((stop - first, len(index["rows"])), dtype=dtype)
-            np.add.at(block, (slice(None), columns), flat)
+            np.add.at(block.T, columns, flat.T)
             writer.write(block, rows=slice(first, stop))
     files[relative] = writer.entry
     # one line a key: a corpus of millions would make one JSON value too large to be read back safely
@@ -290,7 +315,20 @@ def assemble(
 
 
 def read_index(run: RunFolder, folder: str) -> dict[str, list[str]]:
-    """Read back the ids that `assemble` wrote."""
+    """Read back the ids that `assemble` wrote.
+
+    Parameters
+    ----------
+    run : RunFolder
+        The run.
+    folder : str
+        Path of the scores inside it.
+
+    Returns
+    -------
+    dict of str to list
+        queries, rows, sequences, row_of_sequence and layers.
+    """
     relative = f"{folder}/index.jsonl"
     check_file(run.path / relative, run.entry(relative))
     index: dict[str, list[str]] = {key: [] for key in ("queries", "rows", "sequences", "row_of_sequence", "layers")}
@@ -302,7 +340,20 @@ def read_index(run: RunFolder, folder: str) -> dict[str, list[str]]:
 
 
 def sequence_values(run: RunFolder, folder: str) -> np.ndarray:
-    """Scores of the first pass by sequence, (Q, N)."""
+    """Read the scores of the first pass by sequence.
+
+    Parameters
+    ----------
+    run : RunFolder
+        The run.
+    folder : str
+        Path of the scores inside it.
+
+    Returns
+    -------
+    ndarray, shape (Q, N)
+        Before chunks are summed and entries refined.
+    """
     state = run.stage(f"score:{folder}")
     names = [f"{folder}/part-{first:09d}.safetensors" for first, _stop in state["parts"]]
     return np.concatenate([load_tensors(run.path / n, run.entry(n))["scores"].numpy() for n in names], axis=1)

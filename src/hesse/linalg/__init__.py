@@ -45,11 +45,14 @@ from hesse.linalg.operator import LinearOperator
 from hesse.linalg.projections import AffineEquality, Ball, Box, Ellipsoid, Halfspace, HNormBall, Simplex
 from hesse.linalg.rsvd import TruncatedSVD, rsvd
 from hesse.linalg.sketch import SRHT, CountSketch, GaussianSketch, SparseSign, fwht
+from hesse.linalg.sketch_quality import CoordinatewiseStatistics, oce_statistics, ose_distortion
+from hesse.linalg.sketched_lstsq import SketchedSolveInfo, SketchName, lstsq_sketch_size, sketched_lstsq
 from hesse.linalg.solve import solve
 from hesse.linalg.solvers import (
     Solution,
     Status,
     cg,
+    fista,
     gmres,
     jacobi,
     lsmr,
@@ -58,11 +61,14 @@ from hesse.linalg.solvers import (
     multishift_cg,
     pivoted_cholesky,
     pivoted_cholesky_preconditioner,
+    randomized_kaczmarz,
+    sketch_and_project,
 )
 from hesse.linalg.stencil import PoissonStencil
 from hesse.linalg.structured import BlockDiagonal, ProductOperator, ScaledOperator, ShiftedOperator, SumOperator
 from hesse.linalg.symmetric import symmetric_exp, symmetric_function, symmetric_log, symmetric_power, symmetric_sqrt
 from hesse.linalg.tensor_ops import fold, khatri_rao, mode_product, multi_mode_product, unfold
+from hesse.linalg.tensor_sketch import TensorSRHT
 from hesse.linalg.toeplitz import CirculantPreconditioner, Toeplitz, circulant_preconditioner
 from hesse.linalg.traces import TraceEstimate, TraceMethod, hutchinson_trace, hutchpp_trace, trace, xnystrace, xtrace
 from hesse.linalg.views import AdjointOperator, ConjugateOperator, SlicedOperator
@@ -77,6 +83,7 @@ __all__ = [
     "Box",
     "CirculantPreconditioner",
     "ConjugateOperator",
+    "CoordinatewiseStatistics",
     "CountSketch",
     "Dense",
     "Diagonal",
@@ -111,6 +118,8 @@ __all__ = [
     "ShiftedOperator",
     "Simplex",
     "SingularTriplets",
+    "SketchName",
+    "SketchedSolveInfo",
     "SlicedOperator",
     "Solution",
     "Sparse",
@@ -118,6 +127,7 @@ __all__ = [
     "SpectralDensity",
     "Status",
     "SumOperator",
+    "TensorSRHT",
     "Toeplitz",
     "TraceEstimate",
     "TraceMethod",
@@ -132,6 +142,7 @@ __all__ = [
     "circulant_preconditioner",
     "diagonal",
     "eigsh",
+    "fista",
     "fold",
     "fwht",
     "gmres",
@@ -149,20 +160,26 @@ __all__ = [
     "logdet",
     "lsmr",
     "lsqr",
+    "lstsq_sketch_size",
     "minres",
     "mode_product",
     "multi_mode_product",
     "multishift_cg",
     "nystrom",
     "nystrom_preconditioner",
+    "oce_statistics",
     "orthonormalize",
+    "ose_distortion",
     "pivoted_cholesky",
     "pivoted_cholesky_preconditioner",
     "power_iteration",
     "principal_angles",
+    "randomized_kaczmarz",
     "rsvd",
     "safe_cholesky",
     "shift_inverse",
+    "sketch_and_project",
+    "sketched_lstsq",
     "slq",
     "solve",
     "spectral_density",

@@ -1,4 +1,4 @@
-"""A few rows of a Walsh-Hadamard transform, by blocked matrix products instead of butterflies.
+"""A few rows of a Walsh-Hadamard transform, in one pass over memory.
 
 Shapes: H is (N, N) with N = P Q a power of two, and H[(a, b), (i, j)] = H_P[a, i] H_Q[b, j]; M rows are wanted.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 __all__ = ["sampled_hadamard", "sylvester"]
 
 _WORKSPACE = {"cpu": 1 << 20, "cuda": 1 << 26}  # numbers in flight: what a core keeps near, and what fills a GPU
-_ROWS_A_PRODUCT = 16
+_ROWS_A_PRODUCT = 32  # wanted rows to a product: fewer make thin products, more make it all products
 
 
 def sylvester(n: int, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
@@ -42,9 +42,9 @@ def sylvester(n: int, *, dtype: torch.dtype, device: torch.device | str = "cpu")
 def sampled_hadamard(x: Tensor, signs: Tensor, kept: Tensor, padded: int) -> Tensor:
     """Take rows ``kept`` of H D x, H of order ``padded`` with entries ±1, without transforming all of x.
 
-    Q is about √M: the first factor is applied to every block of Q rows, the second only where a row is wanted. That is
-    4 N √M operations a column, all of them in matrix products, and a workspace of 8 MB whatever N is; butterflies need
-    N log₂N operations a column but as many passes over memory.
+    Every block of Q rows, Q about M / 32, is transformed by butterflies while it lies in the cache; the other factor
+    is a matrix product, and only for rows that are wanted. x is read once, where butterflies over its whole length
+    would pass over memory log₂N times. O(N log M) operations a column, and a workspace of 8 MB whatever N is.
 
     Parameters
     ----------

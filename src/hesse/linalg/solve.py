@@ -91,7 +91,7 @@ def solve(
     chosen = _choose(a, method, preconditioner is not None or x0 is not None)
     if chosen in ("direct", "dense"):
         solution = _exact(a, b, chosen)
-        return solution.require() if strict else solution
+        return solution.require() if strict and solution.status != Status.CONVERGED else solution
     options: dict[str, Any] = {"rtol": rtol, "max_steps": max_steps, "preconditioner": preconditioner}
     if chosen in ("lsmr", "lsqr"):
         options["atol"] = options.pop("rtol")
@@ -134,16 +134,16 @@ def _exact(a: LinearOperator, b: Tensor, method: str) -> Solution:
     if method == "direct":
         x = a.solve(block)
     else:
-        if block.shape[-2] != a.shape[0] or b.dtype != a.dtype or b.device != a.device:
+        if block.ndim < 2 or block.shape[-2] != a.shape[0] or b.dtype != a.dtype or b.device != a.device:
             raise ShapeError(
                 f"solve: the operator is {a.shape} {a.dtype} on {a.device}, b {tuple(b.shape)} {b.dtype} on {b.device}"
             )
         x, info = torch.linalg.solve_ex(a.to_dense(), block)
-        if bool((info != 0).any()):
+        if bool(info.any()):
             raise SingularError("solve: the matrix is singular; add a shift, or use method='minres' or 'lsmr'")
     with torch.no_grad():
         residual = torch.linalg.vector_norm(block - a.matmat(x), dim=-2)
-        converged = torch.isfinite(residual)
+        converged = residual < torch.inf
     if b.ndim == 1:
         x, residual, converged = x.squeeze(-1), residual.squeeze(-1), converged.squeeze(-1)
     status = Status.CONVERGED if bool(converged.all()) else Status.BREAKDOWN

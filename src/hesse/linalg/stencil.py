@@ -21,8 +21,8 @@ class PoissonStencil(LinearOperator):
         (A x)_i = Σ_d Σ_neighbours (x_i - x_j) / h_d²
 
     summed over the neighbours that are fluid (x_j their value) or empty (x_j = 0, Dirichlet); a solid neighbour drops
-    out (Neumann). Rows and columns of cells that are not fluid are zero: with them the operator is psd and singular, and CG
-    on a right-hand side that vanishes there stays inside the fluid.
+    out (Neumann). Rows and columns of cells that are not fluid are zero: with them the operator is psd and singular,
+    and CG on a right-hand side that vanishes there stays inside the fluid.
 
     Parameters
     ----------

@@ -240,7 +240,22 @@ class _Run:
             )
 
     def solution(self, b: Tensor, step: int, history: Tensor | None) -> DirectionSolution:
-        """Put the answer into the shape of ``b``."""
+        """Put the answer into the shape of ``b``.
+
+        Parameters
+        ----------
+        b : Tensor, shape (N,) or (N, K)
+            As the caller gave it.
+        step : int
+            Steps made.
+        history : Tensor, shape (steps + 1, K), optional
+            Residual norms.
+
+        Returns
+        -------
+        DirectionSolution
+            With the residual computed afresh.
+        """
         residual = torch.linalg.vector_norm(self.b - self.operator @ self.x, dim=0)
         converged = (residual <= self.limit) | (residual == 0)
         statuses = torch.full_like(self.steps, int(Status.MAX_STEPS))

@@ -4,6 +4,7 @@ Shapes: B residuals on cells (h, w) or (d, h, w).
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Generator, Tensor, nn
@@ -11,7 +12,7 @@ from torch.nn import functional
 
 from hesse.errors import ArgumentError, ShapeError
 
-__all__ = ["DCDMNet"]
+__all__ = ["DCDMNet", "direction_on_grid"]
 
 
 def _convolution(dim: int, inputs: int, outputs: int, width: int, generator: Generator | None) -> nn.Module:
@@ -19,9 +20,8 @@ def _convolution(dim: int, inputs: int, outputs: int, width: int, generator: Gen
     kind = nn.Conv2d if dim == 2 else nn.Conv3d
     layer = nn.utils.skip_init(kind, inputs, outputs, width, padding=width // 2)
     bound = 1 / math.sqrt(inputs * width**dim)
-    with torch.no_grad():
-        layer.weight.uniform_(-bound, bound, generator=generator)
-        layer.bias.uniform_(-bound, bound, generator=generator)
+    for parameter in layer.parameters():
+        nn.init.uniform_(parameter, -bound, bound, generator=generator)
     return layer
 
 
@@ -100,7 +100,7 @@ class DCDMNet(nn.Module):
             )
         super().__init__()
         self.dim, self.channels, self.levels = dim, channels, levels
-        self.num_pairs, self.mask_channel = tuple(num_pairs), mask_channel
+        self.num_pairs, self.mask_channel = num_pairs, mask_channel
         before, coarse, after = num_pairs
 
         def conv(inputs: int = channels) -> nn.Module:
@@ -117,16 +117,27 @@ class DCDMNet(nn.Module):
         self.after = nn.ModuleList([pairs(after) for _ in range(levels)])
         self.exit = _convolution(dim, channels, 1, 1, generator)
 
-    @property
-    def config(self) -> dict[str, int | bool | tuple[int, ...]]:
-        """The constructor's arguments, for building the same network again."""
-        return {
-            "dim": self.dim,
-            "channels": self.channels,
-            "levels": self.levels,
-            "num_pairs": self.num_pairs,
-            "mask_channel": self.mask_channel,
-        }
+    def fresh(self, generator: Generator | None = None) -> "DCDMNet":
+        """Build the same architecture with new weights.
+
+        Parameters
+        ----------
+        generator : torch.Generator, optional
+            Source of the weights, on the CPU. Default: torch's global generator.
+
+        Returns
+        -------
+        DCDMNet
+            On the CPU, in torch's default dtype.
+        """
+        return DCDMNet(
+            self.dim,
+            self.channels,
+            self.levels,
+            num_pairs=self.num_pairs,
+            mask_channel=self.mask_channel,
+            generator=generator,
+        )
 
     def forward(self, residual: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map residuals to directions.
@@ -195,3 +206,34 @@ def _padded(h: Tensor, multiple: int) -> Tensor:
     for length in reversed(h.shape[2:]):
         extra += [0, -length % multiple]
     return functional.pad(h, extra) if any(extra) else h
+
+
+def direction_on_grid(
+    network: nn.Module, grid: tuple[int, ...], mask: Tensor | None = None
+) -> Callable[[Tensor], Tensor]:
+    """Let a network on grids act on columns.
+
+    Parameters
+    ----------
+    network : nn.Module
+        From (B, *grid) and a mask to (B, *grid), as `DCDMNet`.
+    grid : tuple of int
+        Shape of the grid, of N cells in row-major order.
+    mask : Tensor of bool, shape ``grid``, optional
+        The fluid cells. Default: every cell.
+
+    Returns
+    -------
+    callable
+        From (..., N, K) to the same shape and dtype, by one call of the network in the network's own dtype, on its
+        own device; differentiable.
+    """
+    weights = next(network.parameters())
+    seen = None if mask is None else mask.to(weights.device)
+
+    def direction(columns: Tensor) -> Tensor:
+        rows = columns.movedim(-1, -2)
+        out = network(rows.reshape(-1, *grid).to(weights), seen)
+        return out.reshape(rows.shape).movedim(-2, -1).to(columns)
+
+    return direction

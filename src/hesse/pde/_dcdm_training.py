@@ -1,5 +1,5 @@
 """What a network for `hesse.pde.dcdm` is trained on and by: combinations of Ritz vectors, and the residual after one
-exact line search.   Shapes: N cells, m Ritz vectors, K right-hand sides.
+exact line search.   Shapes: N unknowns, m Ritz vectors, K right-hand sides.
 """
 
 from collections.abc import Callable

@@ -63,8 +63,8 @@ def check_linear_operator(
     operator : LinearOperator, shape (..., m, n)
         Small: its dense matrix is formed.
     dense : Tensor, shape (..., m, n), optional
-        What the matrix should be, from an independent source. Default: the operator's own ``to_dense``, by which only its
-        consistency is checked.
+        What the matrix should be, from an independent source. Default: the operator's own ``to_dense``, by which
+        only its consistency is checked.
     rtol : float, optional
         Largest deviation relative to the largest entry at hand. Default: 1000 max(m, n) eps.
     gradcheck : bool, default True
@@ -364,7 +364,7 @@ def _check_bad_operands(case: _Case) -> None:
     long = torch.zeros(a.shape[1] + 1, 2, dtype=a.dtype, device=a.device)
     for operand, error in ((long, ShapeError), (case.x.real.to(other), ShapeError), ("x", ArgumentTypeError)):
         try:
-            a @ operand  # pyright: ignore[reportOperatorIssue]
+            _ = a @ operand  # pyright: ignore[reportOperatorIssue]
         except error:
             continue
         raise ConformanceError(f"A @ {type(operand).__name__} of a wrong shape, dtype or kind was accepted")

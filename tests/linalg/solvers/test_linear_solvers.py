@@ -1,5 +1,7 @@
 """All solvers on one table of systems: dense LAPACK and SciPy are the oracles."""
 
+import importlib
+
 import numpy as np
 import pytest
 import scipy.sparse.linalg
@@ -186,6 +188,28 @@ def test_negative_curvature_is_returned():
     p = solution.direction[:, 2]
     assert p @ (a @ p) < 0
     assert not bool(solution.direction[:, :2].any())
+
+
+def test_masks_of_an_accelerator_give_the_same_numbers(monkeypatch):
+    """Oracle: the branches of the CPU, which look at every step; here the masks run on the CPU too."""
+    a, b = Diagonal(torch.linspace(1, 1e3, 300, dtype=torch.float64)), draw(300, 12)
+    b[:, :5] = torch.eye(300, 5, dtype=torch.float64)
+    indefinite = Dense(torch.diag(torch.tensor([1.0, 2.0, -1.0], dtype=torch.float64)), is_symmetric=True)
+
+    def runs():
+        return (
+            cg(a, b, preconditioner=jacobi(Diagonal(a.values.sqrt()))),
+            cg(a, b),
+            cg(indefinite, torch.eye(3).double()),
+        )
+
+    looking = runs()
+    monkeypatch.setattr(importlib.import_module("hesse.linalg.solvers.cg"), "_is_lazy", lambda device: True)
+    for plain, masked in zip(looking, runs(), strict=True):
+        assert torch.equal(plain.x, masked.x)
+        assert torch.equal(plain.statuses, masked.statuses)
+        assert plain.num_steps <= masked.num_steps < plain.num_steps + 8
+    assert torch.equal(looking[2].direction, runs()[2].direction)
 
 
 def test_first_product_with_nan():

@@ -1,7 +1,9 @@
 """Iterative solvers of linear systems, one a file."""
 
 from hesse.linalg.solvers.cg import cg
+from hesse.linalg.solvers.fista import fista
 from hesse.linalg.solvers.gmres import gmres
+from hesse.linalg.solvers.kaczmarz import randomized_kaczmarz, sketch_and_project
 from hesse.linalg.solvers.lsmr import lsmr
 from hesse.linalg.solvers.lsqr import lsqr
 from hesse.linalg.solvers.minres import minres
@@ -13,6 +15,7 @@ __all__ = [
     "Solution",
     "Status",
     "cg",
+    "fista",
     "gmres",
     "jacobi",
     "lsmr",
@@ -21,4 +24,6 @@ __all__ = [
     "multishift_cg",
     "pivoted_cholesky",
     "pivoted_cholesky_preconditioner",
+    "randomized_kaczmarz",
+    "sketch_and_project",
 ]

@@ -244,7 +244,7 @@ def _iterate(system: System, plan: _Plan) -> _Run:
     product, precondition = system.product, system.precondition
     state, scale = _start(system, plan)
     run = _Run(torch.empty_like(state.x), torch.empty_like(state.rr), torch.empty_like(state.statuses))
-    lazy = state.b.device.type != "cpu"
+    lazy = _is_lazy(state.b.device)
     num_stopped, total = int(state.stopped.sum()), state.stopped.numel()
     keep_directions, verified, patience, floor = lazy, False, _PATIENCE, torch.inf
     if plan.record_history:
@@ -324,6 +324,11 @@ def _iterate(system: System, plan: _Plan) -> _Run:
     return run
 
 
+def _is_lazy(device: torch.device) -> bool:
+    # on an accelerator every look at a number waits for all work before it, so masks take the place of branches
+    return device.type != "cpu"
+
+
 def _is_broken(s: _State) -> Tensor:
     return s.statuses >= int(Status.NEGATIVE_CURVATURE)
 
@@ -335,7 +340,7 @@ def _note_breakdown(s: _State, pap: Tensor) -> bool:
     kind = torch.where(curved, int(Status.NEGATIVE_CURVATURE), int(Status.BREAKDOWN))
     s.statuses = torch.where(bad, kind, s.statuses)
     s.stopped = s.stopped | bad
-    return s.b.device.type != "cpu" or bool(bad.any())
+    return _is_lazy(s.b.device) or bool(bad.any())
 
 
 def _solution(system: System, runs: list[_Run]) -> Solution:

@@ -1,0 +1,432 @@
+"""Compiled loops of the sparse product: counting, multiplying, gathering, differentiating, and simulating the hash table.
+
+Every kernel works on a run of rows ``lo:hi`` in scratch memory of its own and holds no lock, so that threads run side
+by side. Scratch is zero (or the semiring's zero) on entry and left so on exit. Indices into scratch are unsigned:
+numba turns a mixture of signed and unsigned words into floating point.
+
+Names: (ap, ai, av) and (bp, bi, bv) are row pointers, columns and values of A and B, (op, oi, ov) those of the output.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import njit, types
+from numba.extending import intrinsic
+
+__all__ = [
+    "AUTO",
+    "BITMAP",
+    "BLOCK",
+    "HASH",
+    "count_rows",
+    "gather",
+    "gradient_rows",
+    "largest_table",
+    "multiply",
+    "multiply_masked",
+    "pattern_rows",
+    "probe_windows",
+    "table_size",
+    "uses_hash",
+]
+
+AUTO, BITMAP, HASH = 0, 1, 2
+WIDE = 1 << 17  # columns up to which one dense row of sums stays in a second-level cache
+BLOCK = 1 << 15  # columns a pass once it does not
+SPARSE_ROW = 512  # products per column below which walking the bitmap costs more than hashing and sorting
+GOLDEN = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio, odd: the multiplicative hash
+
+_OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
+_WORD = np.uint64
+_ONE, _SIX, _LOW6 = np.uint64(1), np.uint64(6), np.uint64(63)
+
+
+@intrinsic
+def _trailing_zeros(_typing: Any, _word: Any) -> Any:
+    """Position of the lowest set bit of a word that is not zero."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        from llvmlite import ir
+
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.uint64(types.uint64), generate
+
+
+@njit(**_OPTIONS)
+def table_size(entries: int) -> int:
+    """Smallest power of two with at most half of its slots taken."""
+    size = 2
+    while size < 2 * entries:
+        size *= 2
+    return size
+
+
+@njit(**_OPTIONS)
+def uses_hash(flops: int, n: int, mode: int) -> bool:
+    """Whether a row is summed in the hash table; else in the bitmap."""
+    if mode != AUTO:
+        return mode == HASH
+    return flops * SPARSE_ROW < n or (n > WIDE and flops * 16 <= n)
+
+
+@njit(**_OPTIONS)
+def largest_table(flops, n, mode):
+    """Slots that the heaviest hashed row needs; 0 if no row is hashed."""
+    heaviest = 0
+    for row in flops:
+        if row > heaviest and uses_hash(row, n, mode):
+            heaviest = row
+    return table_size(min(heaviest, n)) if heaviest > 0 else 0
+
+
+@njit(**_OPTIONS)
+def _home(column: Any, bits: Any) -> int:
+    return np.int64((_WORD(column) * _WORD(GOLDEN)) >> (_WORD(64) - bits))
+
+
+@njit(**_OPTIONS)
+def _bits_of(size: int) -> Any:
+    bits = 0
+    while (1 << bits) < size:
+        bits += 1
+    return _WORD(bits)
+
+
+@njit(**_OPTIONS)
+def count_rows(lo, hi, flops, ap, ai, bp, bi, n, mode, flags, keys, used, counts):
+    """Number of columns of every output row, without any value; -1 if the table is too small.
+
+    One byte a column, not one bit: stores that read nothing first are twice as fast, and the sum vectorises.
+    """
+    for i in range(lo, hi):
+        first, last = ap[i], ap[i + 1]
+        if last - first <= 1 or flops[i] == 0:
+            counts[i] = flops[i]
+            continue
+        found = 0
+        if uses_hash(flops[i], n, mode):
+            size = table_size(min(flops[i], n))
+            if size > keys.size:
+                return -1
+            bits, wrap = _bits_of(size), size - 1
+            for p in range(first, last):
+                for q in range(bp[ai[p]], bp[ai[p] + 1]):
+                    slot = _home(bi[q], bits)
+                    while keys[slot] != -1 and keys[slot] != bi[q]:
+                        slot = (slot + 1) & wrap
+                    if keys[slot] == -1:
+                        keys[slot] = bi[q]
+                        used[found] = slot
+                        found += 1
+            for s in range(found):
+                keys[used[s]] = -1
+        else:
+            for p in range(first, last):
+                for q in range(bp[ai[p]], bp[ai[p] + 1]):
+                    flags[_WORD(bi[q])] = 1
+            for c in range(n):
+                found += flags[c]
+                flags[c] = 0
+        counts[i] = found
+    return 0
+
+
+@njit(**_OPTIONS)
+def pattern_rows(lo, hi, flops, ap, ai, bp, bi, n, mode, bitmap, keys, used, op, oi):
+    """Columns of every output row, sorted, at positions known from ``count_rows``; -1 if the table is too small."""
+    for i in range(lo, hi):
+        position = op[i]
+        first, last = ap[i], ap[i + 1]
+        if last - first == 1:
+            for q in range(bp[ai[first]], bp[ai[first] + 1]):
+                oi[position] = bi[q]
+                position += 1
+        elif flops[i] > 0 and uses_hash(flops[i], n, mode):
+            size = table_size(min(flops[i], n))
+            if size > keys.size:
+                return -1
+            bits, wrap = _bits_of(size), size - 1
+            for p in range(first, last):
+                for q in range(bp[ai[p]], bp[ai[p] + 1]):
+                    slot = _home(bi[q], bits)
+                    while keys[slot] != -1 and keys[slot] != bi[q]:
+                        slot = (slot + 1) & wrap
+                    if keys[slot] == -1:
+                        keys[slot] = bi[q]
+                        used[position - op[i]] = slot
+                        oi[position] = bi[q]
+                        position += 1
+            for s in range(position - op[i]):
+                keys[used[s]] = -1
+            oi[op[i] : position].sort()
+        elif flops[i] > 0:
+            for p in range(first, last):
+                for q in range(bp[ai[p]], bp[ai[p] + 1]):
+                    column = _WORD(bi[q])
+                    bitmap[column >> _SIX] |= _ONE << (column & _LOW6)
+            for w in range((n + 63) >> 6):
+                word = bitmap[w]
+                bitmap[w] = _WORD(0)
+                while word != _WORD(0):
+                    oi[position] = (_WORD(w) << _SIX) + _trailing_zeros(word)
+                    word &= word - _ONE
+                    position += 1
+    return 0
+
+
+@njit(**_OPTIONS)
+def _emit(width, offset, zero, drop, acc, bitmap, position, oi, ov):
+    """Move the marked sums to the output in order of column, and clear them; returns the new end of the output."""
+    for w in range((width + 63) >> 6):
+        word = bitmap[w]
+        if word != _WORD(0):
+            bitmap[w] = _WORD(0)
+            base = _WORD(w) << _SIX
+            while word != _WORD(0):
+                column = base + _trailing_zeros(word)
+                word &= word - _ONE
+                value = acc[column]
+                acc[column] = zero
+                if drop < 0.0 or not abs(value) <= drop:
+                    oi[position] = column + offset
+                    ov[position] = value
+                    position += 1
+    return position
+
+
+def _multiply_for(semiring: int) -> Any:
+    """Numeric kernel of one semiring; the branches of the others are pruned as it compiles."""
+
+    @njit(**_OPTIONS)
+    def multiply_rows(
+        lo, hi, position, flops, ap, ai, av, bp, bi, bv, n, zero, drop, mode,
+        acc, bitmap, keys, used, sums, cursor, counts, oi, ov,
+    ):  # fmt: skip
+        """Rows written one after the other from ``position``; returns the end, or -1 if the table is too small."""
+        for i in range(lo, hi):
+            first, last, start = ap[i], ap[i + 1], position
+            if last - first == 1:
+                v = av[first]
+                for q in range(bp[ai[first]], bp[ai[first] + 1]):
+                    if semiring == 0:
+                        value = v * bv[q]
+                    elif semiring == 1:
+                        value = v + bv[q]
+                    else:
+                        value = v & bv[q]
+                    if drop < 0.0 or not abs(value) <= drop:
+                        oi[position] = bi[q]
+                        ov[position] = value
+                        position += 1
+            elif flops[i] > 0 and uses_hash(flops[i], n, mode):
+                size = table_size(min(flops[i], n))
+                if size > keys.size:
+                    return -1
+                bits, wrap, found = _bits_of(size), size - 1, 0
+                for p in range(first, last):
+                    v = av[p]
+                    for q in range(bp[ai[p]], bp[ai[p] + 1]):
+                        slot = _home(bi[q], bits)
+                        while keys[slot] != -1 and keys[slot] != bi[q]:
+                            slot = (slot + 1) & wrap
+                        if keys[slot] == -1:
+                            keys[slot] = bi[q]
+                            sums[slot] = zero
+                            used[found] = slot
+                            oi[start + found] = bi[q]
+                            found += 1
+                        if semiring == 0:
+                            sums[slot] += v * bv[q]
+                        elif semiring == 1:
+                            value = v + bv[q]
+                            if value < sums[slot] or value != value:
+                                sums[slot] = value
+                        else:
+                            sums[slot] |= v & bv[q]
+                oi[start : start + found].sort()
+                for s in range(found):
+                    column = oi[start + s]
+                    slot = _home(column, bits)
+                    while keys[slot] != column:
+                        slot = (slot + 1) & wrap
+                    value = sums[slot]
+                    if drop < 0.0 or not abs(value) <= drop:
+                        oi[position] = column
+                        ov[position] = value
+                        position += 1
+                for s in range(found):
+                    keys[used[s]] = -1
+            elif flops[i] > 0 and n <= WIDE:
+                for p in range(first, last):
+                    v = av[p]
+                    for q in range(bp[ai[p]], bp[ai[p] + 1]):
+                        column = _WORD(bi[q])
+                        if semiring == 0:
+                            acc[column] += v * bv[q]
+                        elif semiring == 1:
+                            value = v + bv[q]
+                            if value < acc[column] or value != value:
+                                acc[column] = value
+                        else:
+                            acc[column] |= v & bv[q]
+                        bitmap[column >> _SIX] |= _ONE << (column & _LOW6)
+                position = _emit(n, 0, zero, drop, acc, bitmap, position, oi, ov)
+            elif flops[i] > 0:
+                for p in range(first, last):
+                    cursor[p - first] = bp[ai[p]]
+                for offset in range(0, n, BLOCK):
+                    stop = min(offset + BLOCK, n)
+                    for p in range(first, last):
+                        v = av[p]
+                        q, end = cursor[p - first], bp[ai[p] + 1]
+                        while q < end and bi[q] < stop:
+                            column = _WORD(bi[q] - offset)
+                            if semiring == 0:
+                                acc[column] += v * bv[q]
+                            elif semiring == 1:
+                                value = v + bv[q]
+                                if value < acc[column] or value != value:
+                                    acc[column] = value
+                            else:
+                                acc[column] |= v & bv[q]
+                            bitmap[column >> _SIX] |= _ONE << (column & _LOW6)
+                            q += 1
+                        cursor[p - first] = q
+                    position = _emit(stop - offset, offset, zero, drop, acc, bitmap, position, oi, ov)
+            counts[i] = position - start
+        return position
+
+    return multiply_rows
+
+
+def _masked_for(semiring: int) -> Any:
+    """Numeric kernel that sums only where the mask has entries."""
+
+    @njit(**_OPTIONS)
+    def masked_rows(
+        lo, hi, position, ap, ai, av, bp, bi, bv, mp, mi, mv, zero, drop, acc, flags, counts, oi, ov
+    ):  # fmt: skip
+        """Rows of (A B) ∘ M, one after the other from ``position``; returns the end."""
+        for i in range(lo, hi):
+            start = position
+            for p in range(mp[i], mp[i + 1]):
+                flags[_WORD(mi[p])] = 1
+            for p in range(ap[i], ap[i + 1]):
+                v = av[p]
+                for q in range(bp[ai[p]], bp[ai[p] + 1]):
+                    column = _WORD(bi[q])
+                    if flags[column] != 0:
+                        flags[column] = 2
+                        if semiring == 0:
+                            acc[column] += v * bv[q]
+                        elif semiring == 1:
+                            value = v + bv[q]
+                            if value < acc[column] or value != value:
+                                acc[column] = value
+                        else:
+                            acc[column] |= v & bv[q]
+            for p in range(mp[i], mp[i + 1]):
+                column = _WORD(mi[p])
+                if flags[column] == 2:
+                    if semiring == 0:
+                        value = acc[column] * mv[p]
+                    else:
+                        value = acc[column]
+                    if drop < 0.0 or not abs(value) <= drop:
+                        oi[position] = mi[p]
+                        ov[position] = value
+                        position += 1
+                acc[column] = zero
+                flags[column] = 0
+            counts[i] = position - start
+        return position
+
+    return masked_rows
+
+
+def _gather_for(semiring: int) -> Any:
+    """Numeric kernel for a pattern that is known already."""
+
+    @njit(**_OPTIONS)
+    def gather_rows(lo, hi, ap, ai, av, bp, bi, bv, zero, acc, op, oi, ov):
+        """Sum a row in dense scratch, then pick its known columns."""
+        for i in range(lo, hi):
+            for p in range(ap[i], ap[i + 1]):
+                v = av[p]
+                for q in range(bp[ai[p]], bp[ai[p] + 1]):
+                    column = _WORD(bi[q])
+                    if semiring == 0:
+                        acc[column] += v * bv[q]
+                    elif semiring == 1:
+                        value = v + bv[q]
+                        if value < acc[column] or value != value:
+                            acc[column] = value
+                    else:
+                        acc[column] |= v & bv[q]
+            for p in range(op[i], op[i + 1]):
+                column = _WORD(oi[p])
+                ov[p] = acc[column]
+                acc[column] = zero
+
+    return gather_rows
+
+
+multiply = tuple(_multiply_for(s) for s in range(3))
+multiply_masked = tuple(_masked_for(s) for s in range(3))
+gather = tuple(_gather_for(s) for s in range(3))
+
+
+@njit(**_OPTIONS)
+def gradient_rows(lo, hi, ap, ai, av, bp, bi, bv, op, oi, grad, zero, acc, grad_a, grad_b):
+    """Add (G Bᴴ) on A's pattern to ``grad_a`` and (Aᴴ G) on B's to ``grad_b``, G being given on C's pattern."""
+    for i in range(lo, hi):
+        for p in range(op[i], op[i + 1]):
+            acc[_WORD(oi[p])] = grad[p]
+        for p in range(ap[i], ap[i + 1]):
+            v = np.conj(av[p])
+            total = zero
+            for q in range(bp[ai[p]], bp[ai[p] + 1]):
+                g = acc[_WORD(bi[q])]
+                total += g * np.conj(bv[q])
+                grad_b[q] += v * g
+            grad_a[p] = total
+        for p in range(op[i], op[i + 1]):
+            acc[_WORD(oi[p])] = zero
+
+
+@njit(**_OPTIONS)
+def probe_windows(windows, ap, ai, bp, bi, n, sizes, kind, keys, entry_probes, probes, longest, claims):
+    """Insert every partial product of every window into its table, in order, and count the slots that are looked at.
+
+    ``kind`` 0: the tag's low bits; 1: its high bits; 2: multiplicative. ``keys`` holds -1 throughout.
+    """
+    for w in range(windows.size - 1):
+        lo, hi, size = windows[w], windows[w + 1], sizes[w]
+        bits, wrap = _bits_of(size), size - 1
+        space = _bits_of((hi - lo) * n)
+        shift = space - bits if space > bits else _WORD(0)
+        for i in range(lo, hi):
+            for p in range(ap[i], ap[i + 1]):
+                in_entry = 0
+                for q in range(bp[ai[p]], bp[ai[p] + 1]):
+                    tag = np.int64((i - lo) * n + bi[q])
+                    if kind == 0:
+                        slot = tag & wrap
+                    elif kind == 1:
+                        slot = np.int64(_WORD(tag) >> shift)
+                    else:
+                        slot = _home(tag, bits)
+                    seen = 1
+                    while keys[slot] != -1 and keys[slot] != tag:
+                        slot = (slot + 1) & wrap
+                        seen += 1
+                    if keys[slot] == -1:
+                        keys[slot] = tag
+                        claims[w] += 1
+                    in_entry += seen
+                    if seen > longest[w]:
+                        longest[w] = seen
+                entry_probes[p] = in_entry
+                probes[w] += in_entry
+        keys[:size] = -1

@@ -1,0 +1,158 @@
+"""One pass over a batch: whose labels, whose draws, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+
+from hesse.curvature.ekfac import sequence_gradients
+from hesse.curvature.layers import select_layers
+from hesse.errors import ArgumentError, NumericalError
+from hesse.influence.examples import ArrayExamples, TokenExamples, as_examples
+from hesse.influence.objective import CausalLMLoss, ClassificationLoss
+from hesse.influence.passes import Pass, check_model
+from hesse.influence.sequences import Sequence
+from tests.influence._tiny import alone, classifier, dense_block, gpt2, loss_gradients, points, tokens
+
+F64 = torch.float64
+
+
+def gradients(model, loss, run, *, seed=0, modules="mlp"):
+    """Layer -> (B, p, m) of the pass that ``run`` makes."""
+    seen = {}
+    job = Pass(model, loss, select_layers(model, modules), seed)
+    with job.open(lambda rows: seen.__setitem__(rows.layer.name, sequence_gradients(rows))) as opened:
+        run(opened)
+    return seen
+
+
+def sequences(count=5):
+    out = []
+    for row in tokens(count):
+        ids = np.array(row["input_ids"])
+        out.append(Sequence(row["id"], row["id"], ids, ids.copy()))
+    return out
+
+
+@pytest.mark.parametrize("kind", ["right", "left", "packed"])
+def test_the_data_s_labels(kind):
+    """Oracle: torch.autograd.grad, one unpadded sequence at a time."""
+    model, data = gpt2(layers=2), sequences()
+    examples = TokenExamples(data, 0, "left" if kind == "left" else "right", kind == "packed")
+    batch = examples.batch(range(5))
+    found = gradients(model, CausalLMLoss(), lambda run: run.empirical(batch, examples.ids), modules="all-linear")
+    for name, wanted in loss_gradients(model, tokens(5), modules="all-linear").items():
+        torch.testing.assert_close(found[name], wanted, rtol=1e-10, atol=1e-11)
+
+
+def test_drawn_labels_depend_on_the_sequence_alone():
+    """Oracle: the gradient of the sequence alone, under every batching, padding and order; other seeds and stages differ."""
+    model, data = gpt2(), sequences()
+    layer = "transformer.h.0.mlp.c_fc"
+
+    def sampled(chosen, *, side="right", pack=False, seed=0, stage=0):
+        examples = TokenExamples([data[i] for i in chosen], 0, side, pack)
+        names, batch = examples.ids, examples.batch(range(len(chosen)))
+        return gradients(model, CausalLMLoss(), lambda run: run.sampled(batch, names, stage), seed=seed)[layer]
+
+    single = torch.cat([sampled([n]) for n in range(5)])
+    order = [3, 0, 4, 1, 2]
+    for options in ({}, {"side": "left"}, {"pack": True}):
+        torch.testing.assert_close(sampled(order, **options), single[order], rtol=1e-10, atol=1e-11)
+    assert not torch.allclose(sampled([0, 1, 2], seed=1), single[:3])
+    assert not torch.allclose(sampled([0, 1, 2], stage=1), single[:3])
+    empirical = gradients(model, CausalLMLoss(), lambda run: run.empirical(TokenExamples(data).batch([0]), ["s0"]))
+    assert not torch.allclose(empirical[layer], single[:1])
+
+
+def test_exact_columns_sum_to_the_gauss_newton_matrix():
+    """Oracle: the dense block, JᵀHJ by autograd, of one sequence."""
+    model, row = gpt2(), tokens(1)[0]
+    layer = select_layers(model)["transformer.h.0.mlp.c_proj"]
+    order = layer.out_features * layer.columns
+    total = torch.zeros(order, order, dtype=F64)
+
+    def consume(rows):
+        nonlocal total
+        if rows.layer.name == layer.name:
+            flat = sequence_gradients(rows).flatten()
+            total += torch.outer(flat, flat)
+
+    with Pass(model, CausalLMLoss(), select_layers(model)).open(consume) as run:
+        columns = sum(1 for _ in run.exact(alone(row), ["s0"]))
+    assert columns == (len(row["input_ids"]) - 1) * 11
+    torch.testing.assert_close(total, dense_block(model, [row], layer), rtol=1e-9, atol=1e-10)
+
+
+def test_drawn_labels_average_to_the_exact_diagonal():
+    """Oracle: the dense diagonal; the mean over 400 seeds within five of its own standard errors, entry by entry."""
+    net, (x, y) = classifier(), points(1)
+    (name, layer), *_ = select_layers(net).items()
+    squares = []
+    examples = ArrayExamples(x, y, ["0"])
+    for seed in range(400):
+        found = gradients(
+            net, ClassificationLoss(), lambda run: run.sampled(examples.batch([0]), ["0"], 0), seed=seed
+        )
+        squares.append(found[name][0].square())
+    stack = torch.stack(squares)
+    wanted = dense_block(net, (x, y), layer).diagonal().view_as(stack[0])
+    error = stack.std(0) / 400**0.5
+    assert bool(((stack.mean(0) - wanted).abs() <= 5 * error + 1e-12).all())
+
+
+def test_a_measurement_is_followed_to_its_gradient():
+    """Oracle: torch.autograd.grad of the measurement, with padding on the left."""
+    model, data = gpt2(), sequences(3)
+    batch = TokenExamples(data, 0, "left").batch(range(3))
+
+    def measurement(net, given):
+        output = CausalLMLoss()(net, given)
+        return (output.per_token.square() * output.valid).sum(1)
+
+    values = []
+    found = gradients(model, CausalLMLoss(), lambda run: values.append(run.measured(batch, measurement)))
+    parameters = dict(model.named_parameters())
+    for n, row in enumerate(tokens(3)):
+        value = measurement(model, alone(row))[0]
+        torch.testing.assert_close(values[0][n], value.detach())
+        grads = dict(zip(parameters, torch.autograd.grad(value, list(parameters.values())), strict=True))
+        for name, layer in select_layers(model).items():
+            torch.testing.assert_close(found[name][n], layer.matrix_from_grads(grads), rtol=1e-9, atol=1e-11)
+    with pytest.raises(ArgumentError, match=r"shape \(B,\), got \(\)"):
+        gradients(model, CausalLMLoss(), lambda run: run.measured(batch, lambda net, b: measurement(net, b).sum()))
+
+
+def test_training_mode_is_refused_and_named():
+    """Oracle: the name of the submodule that was left in train()."""
+    model = gpt2()
+    model.transformer.h[0].mlp.dropout.train()
+    with pytest.raises(ArgumentError, match=r"transformer\.h\.0\.mlp\.dropout"):
+        check_model(model)
+    with pytest.raises(ArgumentError, match="inside"):
+        Pass(model, CausalLMLoss(), {}).empirical(alone(tokens(1)[0]), ["s0"])
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_a_loss_that_is_not_finite_names_its_sequence(pack):
+    """Oracle: the one sequence that holds the token whose embedding is NaN."""
+    model, data = gpt2(), sequences(3)
+    data[1].input_ids[-2] = 10
+    for other in (0, 2):
+        data[other].input_ids[data[other].input_ids == 10] = 1
+    with torch.no_grad():
+        model.transformer.wte.weight[10] = float("nan")
+        model.lm_head.weight = torch.nn.Parameter(torch.randn(11, 8, dtype=F64))
+    if pack:  # attention would carry NaN times zero into the others: only the embedding's own position is looked at
+        pytest.importorskip("transformers")
+        data = data[1:2]
+    examples = TokenExamples(data, pack=pack)
+    batch = examples.batch(range(len(data)))
+    with pytest.raises(NumericalError, match="'s1' is NaN or Inf"):
+        gradients(model, CausalLMLoss(), lambda run: run.empirical(batch, examples.ids))
+
+
+def test_examples_wrap_what_users_have():
+    """Oracle: the same batch from mappings and from Sequence objects."""
+    rows = tokens(2)
+    left, right = as_examples(rows).batch([0, 1]), TokenExamples(sequences(2)).batch([0, 1])
+    assert torch.equal(left["input_ids"], right["input_ids"])
