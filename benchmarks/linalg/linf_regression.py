@@ -33,9 +33,10 @@ def _generator(seed: int, stream: int) -> torch.Generator:
     return torch.Generator().manual_seed(1000 * seed + stream)
 
 
-def _identity_instance(n: int, d: int, k: int) -> tuple[Tensor, Tensor]:
+def _identity_instance(n: int, d: int, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A = [I; 0], and b of length one on k further rows, placed at random."""
     A, b = torch.eye(n, d, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
-    b[d : d + k] = k**-0.5
+    b[d + torch.randperm(n - d, generator=generator)[:k]] = k**-0.5
     return A, b
 
 
@@ -67,7 +68,7 @@ def claim_separation(scale: Scale) -> list[Claim]:
     n = scale(smoke=2048, full=8192)
     table: dict[str, dict[str, Any]] = {}
     for d in sizes:
-        A, b = _identity_instance(n, d, round(d**0.5))
+        A, b = _identity_instance(n, d, round(d**0.5), _generator(scale.seed, 10 * d + 9))
         sketches: tuple[SketchName, ...] = ("srht", "countsketch", "gaussian", "sparse_sign")
         row: dict[str, Any] = {}
         for stream, sketch in enumerate(sketches if d == sizes[0] else sketches[:2]):
@@ -114,7 +115,7 @@ def claim_scaling(scale: Scale) -> list[Claim]:
     """The error of SRHT falls as 1/√M; 16 D / eps² rows give the guarantee, and D does not matter otherwise."""
     n, d = scale(smoke=1 << 14, full=1 << 16), 64
     trials = scale(smoke=20, full=100)
-    A, b = _identity_instance(n, d, 8)
+    A, b = _identity_instance(n, d, 8, _generator(scale.seed, 400))
     factors = (4, 8, 16, 32, 64)
     peaks = {}
     for f in factors:
@@ -126,8 +127,9 @@ def claim_scaling(scale: Scale) -> list[Claim]:
     widths = scale(smoke=(32, 64), full=(64, 128, 256))
     by_width = {}
     for width in widths:
-        A, b = _identity_instance(scale(smoke=1 << 12, full=1 << 14), width, round(width**0.5))
-        errors = _errors(A, b, 16 * width, "srht", trials, _generator(scale.seed, 500 + width))
+        g = _generator(scale.seed, 500 + width)
+        A, b = _identity_instance(scale(smoke=1 << 12, full=1 << 14), width, round(width**0.5), g)
+        errors = _errors(A, b, 16 * width, "srht", trials, g)
         by_width[f"d={width}"] = _quantile(_peaks(errors), 0.5) * width**0.5
     setting = {"n": n, "d": d, "trials": trials, "m/d": factors, "median eps": medians}
     return [

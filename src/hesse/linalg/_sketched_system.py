@@ -3,6 +3,7 @@
 Shapes: A (N, D), b (N, K), S (M, N); P (D, D'), with A P nearly orthonormal and D' the numerical rank of S A.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -315,6 +316,17 @@ class SketchedFactor:
         if self.triangle is not None:
             return torch.linalg.solve_triangular(self.triangle.mH, v, upper=False)
         return v if self.basis is None else self.basis.mH @ v
+
+    def condition(self) -> float:
+        """Give the condition number of S A, over the singular values that were kept.
+
+        Returns
+        -------
+        float
+            NaN where none was.
+        """
+        kept = self.singular_values[: len(self.projected)]
+        return float(kept[0] / kept[-1]) if len(kept) else math.nan
 
     def row_norms(self) -> Tensor:
         """Take the norms of the rows of P: the square roots of the diagonal of ((S A)ᴴ S A)⁻¹.

@@ -32,6 +32,7 @@ __all__ = ["SketchName", "SketchedSolveInfo", "lstsq_sketch_size", "sketched_lst
 SketchName = Literal["srht", "gaussian", "sparse_sign", "countsketch"]
 
 _SPARSE_ENTRIES = 8
+_ROUNDING_MARGIN = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,11 +267,10 @@ def sketched_lstsq(
         pair = (solutions[0] - solutions[1]).abs().amax(0) / math.sqrt(2) if len(solutions) > 1 else None
         scale = left_norm if refine or direct else standard_error.detach() * math.sqrt(2 * math.log(2 * d / delta))
         limits = own.row_norms().unsqueeze(1) * scale
-        kept = own.singular_values[: len(left)]
         info = SketchedSolveInfo(
             sketch_size=size,
             num_sketches=0 if direct else len(factors),
-            condition=float(kept[0] / kept[-1]) if len(kept) else math.nan,
+            condition=own.condition(),
             residual_norm=_shaped(residual_norm, b),
             error_estimate=_shaped(own.apply(left).abs().amax(0), b),
             two_sketch_error=None if pair is None else _shaped(pair, b),
@@ -401,24 +401,32 @@ def _shaped(block: Tensor, b: Tensor) -> Tensor:
 def _refined(
     matrix: TallMatrix, factor: SketchedFactor, b: Tensor, x: Tensor, damping: float, limit: int, tol: float
 ) -> tuple[Tensor, int]:
+    # rounds of conjugate gradients, each from a fresh residual, until a round no longer halves the gradient that is left
     plain, own = matrix.detached(), factor.detached()
+    n, d = matrix.shape
     eps = torch.finfo(matrix.dtype).eps
     with torch.no_grad():
         found, target = x.detach(), b.detach()
-        n, d = matrix.shape
+        sizes = torch.linalg.vector_norm(target, dim=0)
         floor = eps * math.sqrt(d / n)  # rounding in r is spread over N dimensions, of which the gradient sees D
-        atol = max(tol, floor) * float(torch.linalg.vector_norm(target, dim=0).min())
-        rounds = 1 if tol > eps**0.75 else 2  # the second starts from a fresh residual: it repairs the first's rounding
-        steps = 0
-        for _ in range(rounds):
-            if steps >= limit:
+        atol = max(tol, floor) * float(sizes.min())
+        # A (P y) rounds at the size of A times that of P y: below this the recurrences of one round follow noise
+        rtol = min(_ROUNDING_MARGIN * eps * own.condition(), 0.1)
+        steps, best, best_level = 0, found, math.inf
+        while True:
+            _, image = plain.residual(target, found)
+            gradient = image - damping * found
+            norms = torch.linalg.vector_norm(own.adjoint(gradient), dim=0)
+            level = float((norms / torch.where(sizes > 0, sizes, 1)).max())
+            stalled = not level <= best_level / 2
+            if level < best_level:
+                best, best_level = found, level
+            if stalled or steps >= limit or float(norms.max()) <= atol:
                 break
-            _, gradient = plain.residual(target, found)
-            gradient = gradient - damping * found
-            rtol = 0.0 if rounds == 1 else eps**0.5
             left = limit - steps
             change, count = normal_solve(plain, own, gradient, damping=damping, max_steps=left, rtol=rtol, atol=atol)
             found, steps = found + change, steps + count
+        found = best
     if torch.is_grad_enabled() and (
         b.requires_grad or any(t.requires_grad for t in matrix.operator.tensors().values())
     ):

@@ -140,7 +140,7 @@ class DeepConjugateDirection:
         grid_shape: tuple[int, ...] | None = None,
         *,
         num_ritz: int = 400,
-        num_steps: int = 2400,
+        num_steps: int = 1600,
         batch_size: int = 10,
         learning_rate: float = 1e-3,
         margin: int | None = None,
@@ -160,7 +160,7 @@ class DeepConjugateDirection:
             Its grid. Default: the stencil's.
         num_ritz : int, default 400
             Ritz vectors.
-        num_steps : int, default 2400
+        num_steps : int, default 1600
             Steps of Adam, with fresh right-hand sides each. Cosine decay to a hundredth of the rate.
         batch_size : int, default 10
             Right-hand sides a step (the paper's).

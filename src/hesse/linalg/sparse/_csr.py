@@ -45,7 +45,13 @@ class Csr:
         return len(self.indices)
 
     def row_lengths(self) -> np.ndarray:
-        """Number of stored entries of each row, shape (m,)."""
+        """Count the entries of each row.
+
+        Returns
+        -------
+        numpy array of int64, shape (m,)
+            Stored entries, explicit zeros among them.
+        """
         return np.diff(self.indptr)
 
 
@@ -160,7 +166,8 @@ def _from_torch(call: str, name: str, matrix: Any) -> Csr:
     if matrix.dtype in (torch.float16, torch.bfloat16):
         raise ArgumentTypeError(f"{call}: {name} is {matrix.dtype}, which has no sparse product; use float32")
     if values is None:
-        tensor = matrix.detach() if matrix.layout == torch.sparse_csr else _to_csr(matrix.detach())
+        bare: Tensor = matrix.detach()  # pyright: ignore[reportAttributeAccessIssue]
+        tensor = bare if bare.layout == torch.sparse_csr else _to_csr(bare)
         crow, col, values = tensor.crow_indices(), tensor.col_indices(), tensor.values()
         if values.ndim != 1:
             raise ShapeError(f"{call}: expected {name} with scalar entries, got values {tuple(values.shape)}")
@@ -259,7 +266,7 @@ def write_csr(
 
 
 def values_of(matrix: Any) -> Tensor | None:
-    """The values through which gradients flow, or None where there are none.
+    """Find the values through which gradients flow.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Compiled loops of the sparse product: counting, multiplying, gathering, differentiating, and simulating the hash table.
+"""Compiled loops of the sparse product: counting, multiplying, gathering, differentiating, simulating hash tables.
 
 Every kernel works on a run of rows ``lo:hi`` in scratch memory of its own and holds no lock, so that threads run side
 by side. Scratch is zero (or the semiring's zero) on entry and left so on exit. Indices into scratch are unsigned:
@@ -43,7 +43,7 @@ _ONE, _SIX, _LOW6 = np.uint64(1), np.uint64(6), np.uint64(63)
 
 @intrinsic
 def _trailing_zeros(_typing: Any, _word: Any) -> Any:
-    """Position of the lowest set bit of a word that is not zero."""
+    # Position of the lowest set bit of a word that is not zero.
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         from llvmlite import ir
@@ -55,7 +55,7 @@ def _trailing_zeros(_typing: Any, _word: Any) -> Any:
 
 @njit(**_OPTIONS)
 def table_size(entries: int) -> int:
-    """Smallest power of two with at most half of its slots taken."""
+    # Smallest power of two with at most half of its slots taken.
     size = 2
     while size < 2 * entries:
         size *= 2
@@ -64,7 +64,7 @@ def table_size(entries: int) -> int:
 
 @njit(**_OPTIONS)
 def uses_hash(flops: int, n: int, mode: int) -> bool:
-    """Whether a row is summed in the hash table; else in the bitmap."""
+    # Whether a row is summed in the hash table; else in the bitmap.
     if mode != AUTO:
         return mode == HASH
     return flops * SPARSE_ROW < n or (n > WIDE and flops * 16 <= n)
@@ -72,7 +72,7 @@ def uses_hash(flops: int, n: int, mode: int) -> bool:
 
 @njit(**_OPTIONS)
 def largest_table(flops, n, mode):
-    """Slots that the heaviest hashed row needs; 0 if no row is hashed."""
+    # Slots that the heaviest hashed row needs; 0 if no row is hashed.
     heaviest = 0
     for row in flops:
         if row > heaviest and uses_hash(row, n, mode):
@@ -81,7 +81,7 @@ def largest_table(flops, n, mode):
 
 
 @njit(**_OPTIONS)
-def _home(column: Any, bits: Any) -> int:
+def _home(column: Any, bits: Any) -> Any:
     return np.int64((_WORD(column) * _WORD(GOLDEN)) >> (_WORD(64) - bits))
 
 
@@ -95,10 +95,8 @@ def _bits_of(size: int) -> Any:
 
 @njit(**_OPTIONS)
 def count_rows(lo, hi, flops, ap, ai, bp, bi, n, mode, flags, keys, used, counts):
-    """Number of columns of every output row, without any value; -1 if the table is too small.
-
-    One byte a column, not one bit: stores that read nothing first are twice as fast, and the sum vectorises.
-    """
+    # Number of columns of every output row, without any value; -1 if the table is too small.
+    # One byte a column, not one bit: stores that read nothing first are twice as fast, and the sum vectorises.
     for i in range(lo, hi):
         first, last = ap[i], ap[i + 1]
         if last - first <= 1 or flops[i] == 0:
@@ -134,7 +132,7 @@ def count_rows(lo, hi, flops, ap, ai, bp, bi, n, mode, flags, keys, used, counts
 
 @njit(**_OPTIONS)
 def pattern_rows(lo, hi, flops, ap, ai, bp, bi, n, mode, bitmap, keys, used, op, oi):
-    """Columns of every output row, sorted, at positions known from ``count_rows``; -1 if the table is too small."""
+    # Columns of every output row, sorted, at positions known from ``count_rows``; -1 if the table is too small.
     for i in range(lo, hi):
         position = op[i]
         first, last = ap[i], ap[i + 1]
@@ -169,7 +167,7 @@ def pattern_rows(lo, hi, flops, ap, ai, bp, bi, n, mode, bitmap, keys, used, op,
                 word = bitmap[w]
                 bitmap[w] = _WORD(0)
                 while word != _WORD(0):
-                    oi[position] = (_WORD(w) << _SIX) + _trailing_zeros(word)
+                    oi[position] = (_WORD(w) << _SIX) + _trailing_zeros(word)  # pyright: ignore[reportCallIssue]
                     word &= word - _ONE
                     position += 1
     return 0
@@ -177,14 +175,14 @@ def pattern_rows(lo, hi, flops, ap, ai, bp, bi, n, mode, bitmap, keys, used, op,
 
 @njit(**_OPTIONS)
 def _emit(width, offset, zero, drop, acc, bitmap, position, oi, ov):
-    """Move the marked sums to the output in order of column, and clear them; returns the new end of the output."""
+    # Move the marked sums to the output in order of column, and clear them; returns the new end of the output.
     for w in range((width + 63) >> 6):
         word = bitmap[w]
         if word != _WORD(0):
             bitmap[w] = _WORD(0)
             base = _WORD(w) << _SIX
             while word != _WORD(0):
-                column = base + _trailing_zeros(word)
+                column = base + _trailing_zeros(word)  # pyright: ignore[reportCallIssue]
                 word &= word - _ONE
                 value = acc[column]
                 acc[column] = zero
@@ -196,14 +194,14 @@ def _emit(width, offset, zero, drop, acc, bitmap, position, oi, ov):
 
 
 def _multiply_for(semiring: int) -> Any:
-    """Numeric kernel of one semiring; the branches of the others are pruned as it compiles."""
+    # Numeric kernel of one semiring; the branches of the others are pruned as it compiles.
 
     @njit(**_OPTIONS)
     def multiply_rows(
         lo, hi, position, flops, ap, ai, av, bp, bi, bv, n, zero, drop, mode,
         acc, bitmap, keys, used, sums, cursor, counts, oi, ov,
     ):  # fmt: skip
-        """Rows written one after the other from ``position``; returns the end, or -1 if the table is too small."""
+        # Rows written one after the other from ``position``; returns the end, or -1 if the table is too small.
         for i in range(lo, hi):
             first, last, start = ap[i], ap[i + 1], position
             if last - first == 1:
@@ -301,13 +299,13 @@ def _multiply_for(semiring: int) -> Any:
 
 
 def _masked_for(semiring: int) -> Any:
-    """Numeric kernel that sums only where the mask has entries."""
+    # Numeric kernel that sums only where the mask has entries.
 
     @njit(**_OPTIONS)
     def masked_rows(
         lo, hi, position, ap, ai, av, bp, bi, bv, mp, mi, mv, zero, drop, acc, flags, counts, oi, ov
     ):  # fmt: skip
-        """Rows of (A B) ∘ M, one after the other from ``position``; returns the end."""
+        # Rows of (A B) ∘ M, one after the other from ``position``; returns the end.
         for i in range(lo, hi):
             start = position
             for p in range(mp[i], mp[i + 1]):
@@ -329,10 +327,7 @@ def _masked_for(semiring: int) -> Any:
             for p in range(mp[i], mp[i + 1]):
                 column = _WORD(mi[p])
                 if flags[column] == 2:
-                    if semiring == 0:
-                        value = acc[column] * mv[p]
-                    else:
-                        value = acc[column]
+                    value = acc[column] * mv[p] if semiring == 0 else acc[column]
                     if drop < 0.0 or not abs(value) <= drop:
                         oi[position] = mi[p]
                         ov[position] = value
@@ -346,11 +341,11 @@ def _masked_for(semiring: int) -> Any:
 
 
 def _gather_for(semiring: int) -> Any:
-    """Numeric kernel for a pattern that is known already."""
+    # Numeric kernel for a pattern that is known already.
 
     @njit(**_OPTIONS)
     def gather_rows(lo, hi, ap, ai, av, bp, bi, bv, zero, acc, op, oi, ov):
-        """Sum a row in dense scratch, then pick its known columns."""
+        # Sum a row in dense scratch, then pick its known columns.
         for i in range(lo, hi):
             for p in range(ap[i], ap[i + 1]):
                 v = av[p]
@@ -379,7 +374,7 @@ gather = tuple(_gather_for(s) for s in range(3))
 
 @njit(**_OPTIONS)
 def gradient_rows(lo, hi, ap, ai, av, bp, bi, bv, op, oi, grad, zero, acc, grad_a, grad_b):
-    """Add (G Bᴴ) on A's pattern to ``grad_a`` and (Aᴴ G) on B's to ``grad_b``, G being given on C's pattern."""
+    # Add (G Bᴴ) on A's pattern to ``grad_a`` and (Aᴴ G) on B's to ``grad_b``, G being given on C's pattern.
     for i in range(lo, hi):
         for p in range(op[i], op[i + 1]):
             acc[_WORD(oi[p])] = grad[p]
@@ -397,10 +392,8 @@ def gradient_rows(lo, hi, ap, ai, av, bp, bi, bv, op, oi, grad, zero, acc, grad_
 
 @njit(**_OPTIONS)
 def probe_windows(windows, ap, ai, bp, bi, n, sizes, kind, keys, entry_probes, probes, longest, claims):
-    """Insert every partial product of every window into its table, in order, and count the slots that are looked at.
-
-    ``kind`` 0: the tag's low bits; 1: its high bits; 2: multiplicative. ``keys`` holds -1 throughout.
-    """
+    # Insert every partial product of every window into its table, in order, and count the slots that are looked at.
+    # ``kind`` 0: the tag's low bits; 1: its high bits; 2: multiplicative. ``keys`` holds -1 throughout.
     for w in range(windows.size - 1):
         lo, hi, size = windows[w], windows[w + 1], sizes[w]
         bits, wrap = _bits_of(size), size - 1

@@ -1,6 +1,7 @@
 """Row-wise products on checked arrays: choice of memory plan, scratch, threads and kernel."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
@@ -56,17 +57,30 @@ class Job:
         return dtype.type(np.inf) if dtype.kind == "f" else np.iinfo(dtype).max
 
     def windows(self) -> np.ndarray:
-        """Rows cut into portions for the queue, shape (W + 1,)."""
+        """Cut the rows into portions for the queue.
+
+        Returns
+        -------
+        numpy array of int64, shape (W + 1,)
+            First row of each, and m.
+        """
         return cut_windows(self.flops, window_limit(self.flops, self.num_threads))
 
+    @property
     def mode_number(self) -> int:
         """The choice of accumulator as the kernels know it."""
         return MODES.index(self.mode)
 
     def scratch(self) -> Scratch:
-        """Memory for one thread: enough for the heaviest row that goes to the hash table."""
+        """Set memory aside for one thread: enough for the heaviest row that goes to the hash table.
+
+        Returns
+        -------
+        Scratch
+            Clean.
+        """
         n, kernels = self.b.shape[1], self.kernels
-        table = 0 if kernels is None else kernels.largest_table(self.flops, n, self.mode_number())
+        table = 0 if kernels is None else kernels.largest_table(self.flops, n, self.mode_number)
         lengths = self.a.row_lengths()
         longest = int(lengths.max()) if len(lengths) else 0
         return Scratch(n, self.a.data.dtype, self.zero, table, longest)
@@ -90,7 +104,7 @@ def as_operands(a: Csr, b: Csr, dtype: np.dtype) -> tuple[Csr, Csr]:
     index = np.result_type(a.indices, b.indices)
 
     def alike(matrix: Csr) -> Csr:
-        data = (matrix.data != 0).view(np.uint8) if dtype == bool else matrix.data.astype(dtype, copy=False)
+        data = (matrix.data != 0).view(np.uint8) if dtype.kind == "b" else matrix.data.astype(dtype, copy=False)
         return Csr(matrix.indptr, matrix.indices.astype(index, copy=False), data, matrix.shape)
 
     return alike(a), alike(b)
@@ -160,12 +174,12 @@ def count_entries(job: Job) -> np.ndarray:
 
     def make() -> tuple[Scratch, np.ndarray]:
         scratch = job.scratch()
-        return scratch, scratch.flags()
+        return scratch, np.zeros(b.shape[1], np.uint8)
 
     def work(own: tuple[Scratch, np.ndarray], lo: int, hi: int) -> None:
         scratch, flags = own
         end = kernels.count_rows(
-            lo, hi, job.flops, a.indptr, a.indices, b.indptr, b.indices, b.shape[1], job.mode_number(),
+            lo, hi, job.flops, a.indptr, a.indices, b.indptr, b.indices, b.shape[1], job.mode_number,
             flags, scratch.keys, scratch.used, counts,
         )  # fmt: skip
         require_table(end)
@@ -237,16 +251,16 @@ def multiply(
     indices = np.empty(upper, index_dtype(job, upper))
     data = np.empty(upper, job.a.data.dtype)
     written = np.zeros(job.a.shape[0], np.int64)
-    if counts is not None or mask is not None:
-        ends = mask.indptr if mask is not None else np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-        windows = job.windows()
-        _fill(job, windows, mask, drop, ends, written, indices, data)
-        indptr = np.concatenate([[0], np.cumsum(written)])
-        if indptr[-1] < upper:
-            _close_gaps(windows, ends, indptr, indices, data)
-    else:
-        _fill(job, job.windows(), None, drop, None, written, indices, data)
-        indptr = np.concatenate([[0], np.cumsum(written)])
+    starts = None
+    if mask is not None:
+        starts = mask.indptr
+    elif counts is not None:
+        starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+    windows = job.windows()
+    _fill(job, windows, mask, drop, starts, written, indices, data)
+    indptr = np.concatenate([[0], np.cumsum(written)])
+    if starts is not None and indptr[-1] < upper:
+        _close_gaps(windows, starts, indptr, indices, data)
     entries = int(indptr[-1])
     indices.resize(entries, refcheck=False)  # gives the untouched rest back without a copy
     data.resize(entries, refcheck=False)
@@ -275,7 +289,7 @@ def _fill(
         nonlocal position
         start = position if starts is None else int(starts[lo])
         end = kernels.multiply[which](
-            lo, hi, start, job.flops, *common, b.shape[1], job.zero, limit, job.mode_number(),
+            lo, hi, start, job.flops, *common, b.shape[1], job.zero, limit, job.mode_number,
             scratch.acc, scratch.bitmap, scratch.keys, scratch.used, scratch.sums, scratch.cursor,
             written, indices, data,
         )  # fmt: skip
@@ -304,7 +318,7 @@ def _close_gaps(
     windows: np.ndarray, starts: np.ndarray, indptr: np.ndarray, indices: np.ndarray, data: np.ndarray
 ) -> None:
     # within a window rows follow each other already; windows move down in order, so nothing is overwritten unread
-    for lo, hi in zip(windows[:-1], windows[1:], strict=True):
+    for lo, hi in pairwise(windows):
         source, target, count = starts[lo], indptr[lo], indptr[hi] - indptr[lo]
         if source != target and count:
             indices[target : target + count] = indices[source : source + count]

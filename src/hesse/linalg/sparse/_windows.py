@@ -52,7 +52,7 @@ def load_kernels(call: str) -> ModuleType | None:
 
 
 def row_flops(a: Csr, b: Csr) -> np.ndarray:
-    """Number of partial products of each output row: the symbolic pass that merges no columns.
+    """Count the partial products of each output row: the symbolic pass that merges no columns.
 
     Parameters
     ----------
@@ -129,20 +129,15 @@ class Scratch:
         Entries of A's longest row.
     """
 
-    __slots__ = ("_n", "acc", "bitmap", "cursor", "keys", "sums", "used")
+    __slots__ = ("acc", "bitmap", "cursor", "keys", "sums", "used")
 
     def __init__(self, n: int, dtype: np.dtype, zero: Any, table: int, longest_row: int) -> None:
-        self._n = n
         self.acc = np.full(max(n, 1), zero, dtype)
         self.bitmap = np.zeros((n + 63) // 64, np.uint64)
         self.keys = np.full(table, -1, np.int64)
         self.used = np.empty(table, np.int64)
         self.sums = np.empty(table, dtype)
         self.cursor = np.empty(longest_row, np.int64)
-
-    def flags(self) -> np.ndarray:
-        """One zero byte a column."""
-        return np.zeros(self._n, np.uint8)
 
 
 def run_windows(

@@ -96,14 +96,11 @@ class SpgemmPlan:
         require_semiring("SpgemmPlan.numeric", semiring, dtype)
         kernels = load_kernels("SpgemmPlan.numeric")
         left, right = as_operands(a, b, dtype)
-        kind = "or_and" if dtype == bool else semiring
+        kind = "or_and" if dtype.kind == "b" else semiring
         job = Job(left, right, self.flops, kind, "auto", threads, kernels)
-        if kernels is None:
-            data = _twin.multiply(left, right, kind, None)[2]
-        else:
-            data = self._gather(job)
+        data = _twin.multiply(left, right, kind, None)[2] if kernels is None else self._gather(job)
         return write_csr(
-            self.indptr, self.indices, data.view(bool) if dtype == bool else data, self.shape, self.container
+            self.indptr, self.indices, data.view(bool) if dtype.kind == "b" else data, self.shape, self.container
         )
 
     def _gather(self, job: Job) -> np.ndarray:
@@ -199,7 +196,7 @@ def _columns(job: Job, indptr: np.ndarray) -> np.ndarray:
 
     def work(scratch: Scratch, lo: int, hi: int) -> None:
         end = kernels.pattern_rows(
-            lo, hi, job.flops, a.indptr, a.indices, b.indptr, b.indices, b.shape[1], job.mode_number(),
+            lo, hi, job.flops, a.indptr, a.indices, b.indptr, b.indices, b.shape[1], job.mode_number,
             scratch.bitmap, scratch.keys, scratch.used, indptr, indices,
         )  # fmt: skip
         require_table(end)

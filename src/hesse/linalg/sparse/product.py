@@ -1,12 +1,15 @@
 """The product of two sparse matrices, C = A B, row by row in cache: SMASH's windows and tokens on an ordinary CPU."""
 
+import importlib
+from types import ModuleType
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hesse.errors import ArgumentError, ArgumentTypeError, ShapeError
+from hesse._optional import require
+from hesse.errors import ArgumentError, ShapeError
 from hesse.linalg.sparse._csr import Container, Csr, common_dtype, container_of, read_csr, values_of, write_csr
 from hesse.linalg.sparse._multiply import MODES, SEMIRINGS, Job, gradient, multiply, new_job
 from hesse.linalg.sparse._windows import load_kernels
@@ -149,16 +152,13 @@ def spgemm(
     dtype = common_dtype(left, right, semiring)
     require_semiring("spgemm", semiring, dtype)
     values_a, values_b = _graph(a, left, "a", semiring, kind), _graph(b, right, "b", semiring, kind)
-    if accumulator == "auto":
-        kernels = load_kernels("spgemm")
-    else:
-        kernels = _require_kernels(accumulator)
-    if dtype == bool:
+    kernels = load_kernels("spgemm") if accumulator == "auto" else _require_kernels(accumulator)
+    if dtype.kind == "b":
         semiring = "or_and"
     job = new_job(left, right, dtype, semiring, accumulator, threads, kernels)
     cover = None if mask is None else _read_mask(mask, job, dtype)
     indptr, indices, data = multiply(job, mask=cover, drop=drop_tol, max_bytes=max_bytes)
-    data = data.view(bool) if dtype == bool else data
+    data = data.view(bool) if dtype.kind == "b" else data
     values: Any = data
     if values_a is not None or values_b is not None:
         first, second = (
@@ -185,7 +185,7 @@ def _check_options(accumulator: str, semiring: str, drop_tol: float | None, max_
 
 
 def require_threads(call: str, num_threads: int | None) -> int:
-    """Number of threads to use.
+    """Settle the number of threads.
 
     Parameters
     ----------
@@ -250,11 +250,7 @@ def _graph(matrix: Any, csr: Csr, name: str, semiring: str, kind: Container) -> 
     return values
 
 
-def _require_kernels(accumulator: str) -> Any:
-    import importlib
-
-    from hesse._optional import require
-
+def _require_kernels(accumulator: str) -> ModuleType:
     require("numba", extra="fast", feature=f"spgemm with accumulator={accumulator!r}")
     return importlib.import_module("hesse.linalg.sparse._kernels")
 

@@ -1,0 +1,148 @@
+"""Three orders of one contraction, and what a low rank keeps."""
+
+import pytest
+import torch
+from torch import nn
+
+from hesse.curvature.capture import Captured
+from hesse.curvature.ekfac import sequence_gradients
+from hesse.curvature.layers import select_layers
+from hesse.curvature.scratch import Scratch
+from hesse.errors import ArgumentError
+from hesse.influence import contraction
+from hesse.influence.contraction import (
+    DenseQueries,
+    LowRankQueries,
+    check_rank,
+    contract,
+    contract_tokens,
+    empty_queries,
+    put,
+)
+
+F64 = torch.float64
+CPU = torch.device("cpu")
+
+
+def rows_of(batch, positions, *, bias=True, inputs=9, outputs=7, dtype=F64):
+    (layer,) = select_layers(nn.Sequential(nn.Linear(inputs, outputs, bias=bias))).values()
+    generator = torch.Generator().manual_seed(3)
+    x, d = (torch.randn(batch, positions, n, generator=generator, dtype=F64) for n in (inputs, outputs))
+    mask = torch.rand(batch, positions, generator=generator) < 0.7
+    return Captured(layer, x.to(dtype), (d * mask[..., None]).to(dtype), mask, "0")
+
+
+def stored(rows, matrices, rank, dtype=F64):
+    queries = empty_queries(rows.layer, len(matrices), rank, dtype, CPU)
+    put(queries, 0, matrices, seed=0)
+    return queries
+
+
+def matrices_of(rows, count, rank=None, seed=5):
+    generator = torch.Generator().manual_seed(seed)
+    p, m = rows.layer.out_features, rows.layer.columns
+    if rank is None:
+        return torch.randn(count, p, m, generator=generator, dtype=F64)
+    left = torch.randn(count, p, rank, generator=generator, dtype=F64)
+    return left @ torch.randn(count, rank, m, generator=generator, dtype=F64)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("batch", "positions", "count"), [(1, 1, 1), (2, 50, 3), (6, 2, 4)])
+@pytest.mark.parametrize("rank", [1, 2, None])
+def test_every_order_gives_the_same_products(rank, batch, positions, count, bias):
+    """Oracle: <P_q, D_n> entry by entry in float64, with P of that very rank; terms of tokens add up to it."""
+    rows = rows_of(batch, positions, bias=bias)
+    matrices = matrices_of(rows, count, rank)
+    queries = stored(rows, matrices, rank)
+    wanted = torch.einsum("qpm,npm->qn", matrices, sequence_gradients(rows))
+    terms = contract_tokens(rows, queries, F64)
+    assert terms.shape == (count, batch, positions)
+    torch.testing.assert_close(contract(rows, queries, F64, Scratch()), wanted, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(contraction._by_sequence(rows, queries, F64, Scratch()), wanted, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(terms.sum(-1), wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_a_token_s_term_is_its_own_outer_product():
+    """Oracle: δ_tᵀ P ã_t in a loop."""
+    rows = rows_of(2, 3)
+    matrices = matrices_of(rows, 2)
+    terms = contract_tokens(rows, stored(rows, matrices, None), F64)
+    one = torch.ones(1, dtype=F64)
+    for q in range(2):
+        for n in range(2):
+            for t in range(3):
+                wanted = rows.grads[n, t] @ matrices[q] @ torch.cat([rows.inputs[n, t], one])
+                torch.testing.assert_close(terms[q, n, t], wanted)
+
+
+@pytest.mark.parametrize("rank", [2, None])
+def test_blocks_change_nothing(rank, monkeypatch):
+    """Oracle: the products of one large block."""
+    rows = rows_of(5, 4)
+    queries = stored(rows, matrices_of(rows, 3, rank), rank)
+    whole = contract(rows, queries, F64, Scratch()), contract_tokens(rows, queries, F64)
+    monkeypatch.setattr(contraction, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(contraction, "_BLOCK_ENTRIES", 150)
+    torch.testing.assert_close(contraction._by_sequence(rows, queries, F64, Scratch()), whole[0])
+    torch.testing.assert_close(contract_tokens(rows, queries, F64), whole[1])
+
+
+@pytest.mark.parametrize("rank", [7, 8, 100, None])
+def test_a_rank_no_less_than_the_matrix_is_full(rank):
+    """Oracle: the matrices themselves, bias column apart."""
+    rows = rows_of(1, 1)
+    matrices = matrices_of(rows, 2)
+    queries = stored(rows, matrices, rank)
+    assert isinstance(queries, DenseQueries)
+    assert torch.equal(torch.cat([queries.weight, queries.bias[..., None]], -1), matrices)
+
+
+def test_a_low_rank_is_that_of_the_singular_vectors():
+    """Oracle: the truncated SVD of a matrix with a gap in its spectrum, and the share of ‖P‖² it holds."""
+    rows = rows_of(1, 1, inputs=60, outputs=50, bias=False)
+    left, right = (torch.linalg.qr(torch.randn(3, n, 50, dtype=F64)).Q for n in (50, 60))
+    values = torch.cat([torch.tensor([5.0, 4.0, 3.0]), 0.01 * torch.ones(47)]).double()
+    matrices = left * values @ right.mT
+    queries = stored(rows, matrices, 3)
+    assert isinstance(queries, LowRankQueries)
+    kept = queries.left @ queries.right.mT
+    best = left[..., :3] * values[:3] @ right[..., :3].mT
+    torch.testing.assert_close(kept, best, rtol=0, atol=1e-6)
+    share = values[:3].square().sum() / values.square().sum()
+    torch.testing.assert_close(queries.captured.double(), share.expand(3), rtol=1e-5, atol=0)
+    norms = queries.left.norm(dim=1), queries.right.norm(dim=1)
+    torch.testing.assert_close(norms[0], norms[1])  # split evenly
+
+
+def test_a_query_does_not_depend_on_its_company():
+    """Oracle: the same query stored alone."""
+    rows = rows_of(1, 1, inputs=40, outputs=30)
+    matrices = matrices_of(rows, 4)
+    together = stored(rows, matrices, 2)
+    for q in range(4):
+        single = stored(rows, matrices[q : q + 1], 2)
+        torch.testing.assert_close(together.left[q] @ together.right[q].T, single.left[0] @ single.right[0].T)
+
+
+def test_dtypes_of_what_is_kept():
+    """Oracle: bfloat16 at low rank, the dtype of the run otherwise; products in float32 within bfloat16's rounding."""
+    rows = rows_of(3, 4, dtype=torch.float32)
+    matrices = matrices_of(rows, 2, 2)
+    queries = stored(rows, matrices.float(), 2, torch.float32)
+    assert queries.left.dtype == queries.right.dtype == torch.bfloat16
+    assert stored(rows, matrices, 2).left.dtype == F64
+    assert stored(rows, matrices.float(), None, torch.float32).weight.dtype == torch.float32
+    wanted = torch.einsum("qpm,npm->qn", matrices, sequence_gradients(rows).double())
+    found = contract(rows, queries, torch.float32, Scratch())
+    assert found.dtype == torch.float32
+    size = matrices.flatten(1).norm(dim=1)[:, None] * sequence_gradients(rows).double().flatten(1).norm(dim=1)
+    assert bool(((found - wanted).abs() <= 2.0**-6 * size).all())
+
+
+def test_ranks_are_positive():
+    """Oracle: the error that names the argument."""
+    check_rank(None)
+    check_rank(1)
+    with pytest.raises(ArgumentError, match="rank"):
+        check_rank(0)
