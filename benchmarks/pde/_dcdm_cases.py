@@ -6,6 +6,7 @@ factorisation, a multigrid hierarchy, Ritz vectors) is made once per domain and 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -38,7 +39,7 @@ def domains(size: int, dim: int, seed: int) -> Iterator[tuple[str, Tensor]]:
     full = torch.ones((size,) * dim, dtype=torch.bool)
     yield "empty box", full
     centre = (0.45, 0.55, 0.5)[:dim]
-    yield "ball", sum((x - c) ** 2 for x, c in zip(axes, centre, strict=True)) > 0.2**2
+    yield "ball", torch.stack([(x - c) ** 2 for x, c in zip(axes, centre, strict=True)]).sum(0) > 0.2**2
     generator = torch.Generator().manual_seed(seed)
     holes = full.clone()
     for _ in range(4):
@@ -59,7 +60,9 @@ def cases(size: int, dim: int, holes: str, seed: int) -> list[Case]:
         smooth = torch.zeros(fluid.shape, dtype=torch.float64)
         for _ in range(4):
             wave, phase = 6 * torch.rand(dim, generator=generator), 6.3 * torch.rand((), generator=generator)
-            smooth += torch.sin(sum(float(k) * x for k, x in zip(wave, axes, strict=True)) + float(phase))
+            smooth += torch.sin(
+                torch.stack([float(k) * x for k, x in zip(wave, axes, strict=True)]).sum(0) + float(phase)
+            )
         b = torch.stack([noise.flatten(), smooth.flatten()], 1) * fluid.reshape(-1, 1)
         found.append(Case(name, operator, b))
     return found
@@ -95,9 +98,8 @@ def incomplete_cholesky_cg(operator: PoissonStencil, tol: float) -> Solve:
     half = scipy.sparse.csc_array(lower + scipy.sparse.diags_array(pivots))
     # splu in the given order, pivots on the diagonal: nothing but the two triangular solves
     factor = scipy.sparse.linalg.splu(half, permc_spec="NATURAL", diag_pivot_thresh=0.0)
-    apply = scipy.sparse.linalg.LinearOperator(
-        matrix.shape, matvec=lambda r: factor.solve(pivots * factor.solve(r), trans="T"), dtype=np.float64
-    )
+    wrap: Any = scipy.sparse.linalg.LinearOperator
+    apply = wrap(matrix.shape, matvec=lambda r: factor.solve(pivots * factor.solve(r), trans="T"), dtype=np.float64)
 
     def solve(b: Tensor) -> int:
         count = [0]

@@ -9,6 +9,7 @@ HesseError
 │   └── SingularError (LinAlgError)     a matrix could not be factored or inverted
 ├── MemoryLimitError (MemoryError)      the job would not fit, said before it starts
 ├── ArtifactError (OSError)             a file is damaged, foreign, or of another run   (exit code 3)
+├── WriteError (OSError)                a file could not be written; the old one is still there, whole
 ├── RunLockedError (OSError)            another process is writing to the same run
 └── MissingDependencyError (ImportError) an optional package is not installed           (exit code 4)
 """
@@ -27,6 +28,7 @@ __all__ = [
     "RunLockedError",
     "ShapeError",
     "SingularError",
+    "WriteError",
 ]
 
 
@@ -68,6 +70,10 @@ class ArtifactError(HesseError, OSError):
     """A file on disk is damaged, foreign, from another run, or from a newer version."""
 
     exit_code = 3
+
+
+class WriteError(HesseError, OSError):
+    """A file could not be written; what was there before is still there, whole."""
 
 
 class RunLockedError(HesseError, OSError):

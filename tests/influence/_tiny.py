@@ -26,7 +26,7 @@ def gpt2(dtype: torch.dtype = F64, *, layers: int = 1, attention: str = "sdpa", 
 
 
 def llama(dtype: torch.dtype = F64, *, layers: int = 1, seed: int = 0) -> nn.Module:
-    """A Llama of width 8 with grouped queries."""
+    """A Llama of width 8 with grouped queries; its norms are torch's, as transformers' own compute in float32."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
@@ -39,7 +39,11 @@ def llama(dtype: torch.dtype = F64, *, layers: int = 1, seed: int = 0) -> nn.Mod
         num_key_value_heads=1,
         max_position_embeddings=32,
     )
-    return _spread(LlamaForCausalLM(config)).to(dtype).eval()
+    model = LlamaForCausalLM(config)
+    for block in model.model.layers:
+        block.input_layernorm, block.post_attention_layernorm = nn.RMSNorm(8, 1e-6), nn.RMSNorm(8, 1e-6)
+    model.model.norm = nn.RMSNorm(8, 1e-6)
+    return _spread(model).to(dtype).eval()
 
 
 def _spread(model: nn.Module) -> nn.Module:

@@ -45,7 +45,7 @@ def test_the_data_s_labels(kind):
 
 
 def test_drawn_labels_depend_on_the_sequence_alone():
-    """Oracle: the gradient of the sequence alone, under every batching, padding and order; other seeds and stages differ."""
+    """Oracle: the sequence alone, whatever batch, padding and order; other seeds and stages differ."""
     model, data = gpt2(), sequences()
     layer = "transformer.h.0.mlp.c_fc"
 
@@ -90,9 +90,7 @@ def test_drawn_labels_average_to_the_exact_diagonal():
     squares = []
     examples = ArrayExamples(x, y, ["0"])
     for seed in range(400):
-        found = gradients(
-            net, ClassificationLoss(), lambda run: run.sampled(examples.batch([0]), ["0"], 0), seed=seed
-        )
+        found = gradients(net, ClassificationLoss(), lambda run: run.sampled(examples.batch([0]), ["0"], 0), seed=seed)
         squares.append(found[name][0].square())
     stack = torch.stack(squares)
     wanted = dense_block(net, (x, y), layer).diagonal().view_as(stack[0])

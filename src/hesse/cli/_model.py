@@ -78,6 +78,7 @@ def build(model: Any, settings: Mapping[str, Any], modules: str) -> "Influence":
         modules=modules,
         strategy=settings["strategy"],
         fisher=settings["fisher"],
+        blocks=settings.get("blocks", 1),
         damping=parse_damping(settings["damping"]),
         positions=settings["positions"],
         seed=settings["seed"],

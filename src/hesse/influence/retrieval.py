@@ -122,9 +122,7 @@ def mean_reciprocal_rank(scores: ArrayLike, relevant: ArrayLike) -> float:
 def _checked(scores: ArrayLike, relevant: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     values, truth = np.asarray(scores, dtype=np.float64), np.asarray(relevant, dtype=bool)
     if values.ndim != 2 or values.shape != truth.shape:
-        raise ShapeError(
-            f"scores and relevant: expected the same shape (Q, N), got {values.shape} and {truth.shape}"
-        )
+        raise ShapeError(f"scores and relevant: expected the same shape (Q, N), got {values.shape} and {truth.shape}")
     if not len(values):
         raise ArgumentError("scores: there is no query")
     if np.isnan(values).any():

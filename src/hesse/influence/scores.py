@@ -172,7 +172,7 @@ class Scores:
             "score": np.asarray(self.values),
         }
         buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **arrays)
+        np.savez(buffer, **arrays)  # text arrays, no objects: nothing is pickled
         atomic_write_bytes(target, buffer.getvalue())
 
     def to_parquet(self, path: Path | str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from hesse.errors import ArgumentError, HesseError
+from hesse.errors import ArgumentError, HesseError, WriteError
 from hesse.io import calls
 from hesse.io.checksum import FileEntry, hash_fd, new_hasher
 
@@ -29,10 +29,6 @@ __all__ = [
 
 WRITE_BYTES = 8 << 20  # bytes per call: an interrupt is seen between two calls
 TEMPORARY = re.compile(r"\.hesse-tmp-[0-9]+-[0-9a-f]{16}")
-
-
-class WriteError(HesseError, OSError):
-    """A file could not be written; what was there before is still there, whole."""
 
 
 def _advice(code: int | None) -> str:

@@ -31,8 +31,8 @@ __all__ = ["SketchName", "SketchedSolveInfo", "lstsq_sketch_size", "sketched_lst
 
 SketchName = Literal["srht", "gaussian", "sparse_sign", "countsketch"]
 
-_SPARSE_ENTRIES = 8
-_ROUNDING_MARGIN = 30
+_SPARSE_ENTRIES = 8  # a column of the sparse sign sketch
+_ROUNDING_MARGIN = 30  # how far above condition times ε one round of refinement may aim
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +232,7 @@ def sketched_lstsq(
     Examples
     --------
     >>> import torch
-    >>> from hesse.linalg.sketched_lstsq import sketched_lstsq
+    >>> from hesse.linalg import sketched_lstsq
     >>> g = torch.Generator().manual_seed(0)
     >>> A = torch.randn(2000, 10, dtype=torch.float64, generator=g)
     >>> x = sketched_lstsq(A, A.sum(1), refine=40, generator=g)
@@ -401,7 +401,7 @@ def _shaped(block: Tensor, b: Tensor) -> Tensor:
 def _refined(
     matrix: TallMatrix, factor: SketchedFactor, b: Tensor, x: Tensor, damping: float, limit: int, tol: float
 ) -> tuple[Tensor, int]:
-    # rounds of conjugate gradients, each from a fresh residual, until a round no longer halves the gradient that is left
+    # rounds of conjugate gradients, each from a fresh residual, until one no longer halves the gradient
     plain, own = matrix.detached(), factor.detached()
     n, d = matrix.shape
     eps = torch.finfo(matrix.dtype).eps

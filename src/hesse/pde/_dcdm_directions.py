@@ -23,6 +23,7 @@ DirectionFunction = Callable[[Tensor], Tensor]
 """From residuals of unit norm, (N, K), to directions of any length, (N, K), one column each."""
 
 _SLOW_STEPS = 3  # in a row, before a column falls back
+_ROUNDING = 8.0  # times eps ‖A‖ ‖x‖: where an explicit residual stops falling
 _FIRST_BURST = 8  # residual directions of the first fallback; every further one is twice as long
 
 
@@ -103,8 +104,8 @@ def conjugate_directions(
     Returns
     -------
     DirectionSolution
-        No gradient flows. A column that can make no further progress, as where b is not in the range of A, stops with
-        ``Status.STAGNATED``.
+        No gradient flows. A column stops with ``Status.STAGNATED`` where rounding hides further progress, and with
+        ``Status.MAX_STEPS`` where it is too slow or b is not in the range of A.
 
     Raises
     ------
@@ -156,6 +157,7 @@ class _Run:
         count = torch.zeros(b.shape[1], dtype=torch.int64, device=b.device)
         self.steps, self.fallback_steps, self.slow, self.left = count, count.clone(), count.clone(), count.clone()
         self.burst = torch.full_like(count, _FIRST_BURST)
+        self.spread = torch.zeros_like(self.norm)  # the largest ‖A d‖ / ‖d‖ seen: a lower bound of ‖A‖
         self.stagnated = torch.zeros_like(self.active)
 
     def advance(self, direction_fn: DirectionFunction, step: int) -> None:
@@ -166,9 +168,13 @@ class _Run:
         along_residual |= odd
         d = torch.where(along_residual, self.r, torch.where(odd, 0, d))
         d, image, curvature, usable = self._conjugated(d, step)
-        useless = self.active & ~usable & ~along_residual
-        if bool(useless.any()):
+        for forget in (False, True):
+            useless = self.active & ~usable
+            if not bool(useless.any()):
+                break
             along_residual |= useless
+            if forget:  # the residual with nothing before it leads on wherever A is definite
+                self._forget(useless)
             d, image, curvature, usable = self._conjugated(torch.where(useless, self.r, d), step)
         moved = self.active & usable
         alpha = torch.where(moved, (self.r * d).sum(0) / torch.where(moved, curvature, 1), 0)
@@ -202,18 +208,25 @@ class _Run:
             d = d - share * p
         image = self.operator @ d
         curvature = (d * image).sum(0)
+        size = torch.linalg.vector_norm(d, dim=0)
+        stretch = torch.linalg.vector_norm(image, dim=0) / torch.where(size > 0, size, 1)
+        self.spread = torch.maximum(self.spread, torch.nan_to_num(stretch))
+        # below this a Rayleigh quotient is rounding: d lies in the null space, or earlier directions contain it
         noise = d.shape[0] ** 0.5 * torch.finfo(d.dtype).eps
-        scale = torch.linalg.vector_norm(d, dim=0) * torch.linalg.vector_norm(image, dim=0)
-        wrong = self.active & ((curvature < -noise * scale) | ~torch.isfinite(curvature))
+        least = noise * self.spread * size**2
+        wrong = self.active & ((curvature < -least) | ~torch.isfinite(curvature))
         if bool(wrong.any()):
             column = int(wrong.nonzero()[0])
             raise NumericalError(
                 f"conjugate_directions: step {step}, column {column}: dᵀA d = {float(curvature[column]):.3e} is not "
                 "positive; the operator must be symmetric positive definite (use hesse.linalg.minres otherwise)"
             )
-        # a direction that the earlier ones contain leaves rounding behind, which must not be scaled up
-        usable = (curvature > noise * scale) & (torch.linalg.vector_norm(d, dim=0) > noise)
-        return d, image, curvature, usable
+        return d, image, curvature, (curvature > least) & (size > noise**0.5)
+
+    def _forget(self, columns: Tensor) -> None:
+        self.stored = deque(
+            (_Stored(p, image, torch.where(columns, 0, c)) for p, image, c in self.stored), maxlen=self.stored.maxlen
+        )
 
     def _stop(self, moved: Tensor) -> None:
         self.stagnated |= self.active & ~moved
@@ -223,7 +236,9 @@ class _Run:
             columns = claimed.nonzero().squeeze(1)
             self.r[:, columns] = self.b[:, columns] - self.operator @ self.x[:, columns]
             self.norm[columns] = torch.linalg.vector_norm(self.r[:, columns], dim=0)
-            self.active &= self.norm > self.limit
+            floor = torch.finfo(self.x.dtype).eps * self.spread * torch.linalg.vector_norm(self.x, dim=0)
+            self.stagnated |= claimed & (self.norm > self.limit) & (self.norm <= _ROUNDING * floor)
+            self.active &= (self.norm > self.limit) & ~self.stagnated
 
     def _watch(self, asked: Tensor, slow: Tensor, along_residual: Tensor) -> None:
         self.left = (self.left - along_residual.long()).clamp_min(0)
@@ -234,10 +249,7 @@ class _Run:
             self.burst = torch.where(falls, 2 * self.burst, self.burst)
             self.slow = torch.where(falls, 0, self.slow)
             # conjugate gradients start anew: with old directions among them the short recurrence would not hold
-            self.stored = deque(
-                (_Stored(p, image, torch.where(falls, 0, c)) for p, image, c in self.stored),
-                maxlen=self.stored.maxlen,
-            )
+            self._forget(falls)
 
     def solution(self, b: Tensor, step: int, history: Tensor | None) -> DirectionSolution:
         """Put the answer into the shape of ``b``.

@@ -52,8 +52,8 @@ class DCDMNet(nn.Module):
     channels : int, default 16
         Feature maps of every layer (the paper's).
     levels : int, default 1
-        Poolings. More than one couples distant cells in a single call, but stalls on residuals unlike those it was
-        trained on: train it with ``harvest`` (see `DeepConjugateDirection.fit`).
+        Poolings. More than one couples distant cells in a single call, but such networks stall on residuals unlike
+        those they were trained on.
     num_pairs : tuple of int, default (1, 3, 2)
         Residual pairs before pooling, on the coarsest grid, and after upsampling: the paper's for 64 cells a side;
         (2, 5, 3) is its choice for 128.

@@ -14,7 +14,6 @@ from hesse._progress import progress
 from hesse.errors import ArgumentError, ConvergenceError
 from hesse.linalg.operator import LinearOperator
 from hesse.linalg.stencil import PoissonStencil
-from hesse.pde._dcdm_directions import conjugate_directions
 from hesse.pde._dcdm_network import DCDMNet, direction_on_grid
 from hesse.pde._dcdm_training import RitzSet, dcdm_loss, ritz_training_set
 
@@ -26,8 +25,6 @@ OperatorFunction = Callable[[Generator], PoissonStencil]
 _CHECK_AT = 600  # steps after which a network that has learnt nothing is thrown away
 _DEAD_LOSS = 0.99
 _ATTEMPTS = 3
-_HARVEST_EVERY = 20  # training steps between two harvests of residuals
-_HARVEST_STEPS = 12  # solver steps of a harvest: each leaves one residual a column
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +37,6 @@ class TrainingPlan:
     num_ritz: int
     margin: int
     noise: float
-    harvest: float
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run.
@@ -55,8 +51,8 @@ class TrainingPlan:
                 "fit: expected num_steps >= 1, batch_size >= 1 and learning_rate > 0, "
                 f"got {self.num_steps}, {self.batch_size}, {self.learning_rate}"
             )
-        if not (self.noise >= 0 and self.harvest >= 0 and self.noise + self.harvest <= 1):
-            raise ArgumentError(f"fit: expected shares noise, harvest >= 0, got {self.noise}, {self.harvest}")
+        if not 0 <= self.noise <= 1:
+            raise ArgumentError(f"fit: expected 0 <= noise <= 1, got {self.noise}")
 
     def rate(self, step: int) -> float:
         """Fall by a cosine from ``learning_rate`` to a hundredth of it.
@@ -114,7 +110,6 @@ class Training:
         self.optimizer = torch.optim.Adam(network.parameters(), lr=plan.learning_rate)
         self.step = 0
         self.attempts = 1
-        self.pool: Tensor | None = None  # (N, samples), unit residuals of the network's own solves
         self.losses: list[float] = []
 
     def run(self, stop_at: int) -> None:
@@ -145,9 +140,7 @@ class Training:
         if self.operator_fn is not None:
             drawn = self.operator_fn(self.generator)
             operator, mask = drawn.to(dtype=self.operator.dtype), drawn.fluid
-        if self.plan.harvest > 0 and self.step % _HARVEST_EVERY == 0:
-            self.pool = self._harvest(operator, mask)
-        b = self._batch(operator, mask)
+        b = self._batch(mask)
         direction = direction_on_grid(self.network, self.grid, mask)
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.rate(self.step)
@@ -158,49 +151,18 @@ class Training:
         self.optimizer.step()
         return float(loss.detach())
 
-    def _batch(self, operator: LinearOperator, mask: Tensor | None) -> Tensor:
-        size = self.plan.batch_size
+    def _batch(self, mask: Tensor | None) -> Tensor:
+        size, like = self.plan.batch_size, self.ritz.vectors
         num_noise = round(self.plan.noise * size)
-        num_pool = 0 if self.pool is None else min(round(self.plan.harvest * size), size - num_noise)
         parts: list[Tensor] = []
-        if size > num_noise + num_pool:
-            parts.append(self.ritz.sample(size - num_noise - num_pool, generator=self.generator))
+        if size > num_noise:
+            parts.append(self.ritz.sample(size - num_noise, generator=self.generator))
         if num_noise:
-            parts.append(self._noise(num_noise))
-        if self.pool is not None and num_pool:
-            chosen = torch.randint(self.pool.shape[1], (num_pool,), generator=self.generator)
-            parts.append(self.pool[:, chosen.to(self.pool.device)])
+            parts.append(torch.randn(like.shape[0], num_noise, generator=self.generator).to(like))
         b = torch.cat(parts, dim=1)
         if mask is not None:
             b = torch.where(mask.reshape(-1, 1), b, 0)
         return b / torch.linalg.vector_norm(b, dim=0).clamp_min(torch.finfo(b.dtype).tiny)
-
-    def _noise(self, count: int) -> Tensor:
-        like = self.ritz.vectors
-        return torch.randn(like.shape[0], count, generator=self.generator).to(like) / like.shape[0] ** 0.5
-
-    def _harvest(self, operator: LinearOperator, mask: Tensor | None) -> Tensor:
-        size = self.plan.batch_size
-        starts = torch.cat([self.ritz.sample(size, generator=self.generator), self._noise(size)], dim=1)[:, ::2]
-        if mask is not None:
-            starts = torch.where(mask.reshape(-1, 1), starts, 0)
-        found: list[Tensor] = []
-
-        def keep(_step: int, _x: Tensor, r: Tensor) -> None:
-            size = torch.linalg.vector_norm(r, dim=0)
-            found.append((r / size)[:, size > 0])
-
-        conjugate_directions(
-            operator,
-            starts,
-            direction_on_grid(self.network, self.grid, mask),
-            tol=1e-5,  # below, rounding in single precision is all that is left to learn from
-            max_steps=_HARVEST_STEPS,
-            fallback=None,
-            recurrence_dtype=torch.float32 if starts.dtype == torch.float32 else torch.float64,
-            callback_fn=keep,
-        )
-        return torch.cat([starts / torch.linalg.vector_norm(starts, dim=0), *found], dim=1)
 
     def _restart(self) -> None:
         if self.attempts >= _ATTEMPTS or not isinstance(self.network, DCDMNet):
@@ -211,7 +173,7 @@ class Training:
         fresh = self.network.fresh(self.generator)
         self.network.load_state_dict(fresh.state_dict())
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.plan.learning_rate)
-        self.step, self.pool, self.losses = 0, None, []
+        self.step, self.losses = 0, []
         self.attempts += 1
 
     def tensors(self) -> dict[str, Tensor]:
@@ -230,8 +192,6 @@ class Training:
             "generator": self.generator.get_state(),
             "ritz_source": self.ritz_source.clone(),
         }
-        if self.pool is not None:
-            found["pool"] = self.pool.clone()
         for name, weight in self.network.named_parameters():
             for key, value in self.optimizer.state.get(weight, {}).items():
                 found[f"adam.{key}.{name}"] = torch.as_tensor(value).clone()
@@ -264,7 +224,7 @@ class Training:
             Continues as if it had not been stopped.
         """
         values = tensors["plan"].tolist()
-        plan = TrainingPlan(int(values[0]), int(values[1]), values[2], int(values[3]), int(values[4]), *values[5:])
+        plan = TrainingPlan(int(values[0]), int(values[1]), values[2], int(values[3]), int(values[4]), values[5])
         generator = torch.Generator()
         generator.set_state(tensors["ritz_source"].cpu())
         grid = tuple(int(length) for length in tensors["grid"])
@@ -272,7 +232,6 @@ class Training:
         generator.set_state(tensors["generator"].cpu())
         run.step, run.attempts = (int(value) for value in tensors["step"])
         run.losses = tensors["losses"].tolist()
-        run.pool = tensors["pool"].to(run.ritz.vectors) if "pool" in tensors else None
         moments = [(*name.split(".", 2)[1:], value) for name, value in tensors.items() if name.startswith("adam.")]
         for name, weight in network.named_parameters():
             saved = {key: value.clone() for key, owner, value in moments if owner == name}

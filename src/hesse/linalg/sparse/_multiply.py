@@ -330,12 +330,29 @@ def _without_numba(job: Job, mask: Csr | None, drop: float | None) -> tuple[np.n
         return _twin.masked(job.a, job.b, mask, job.semiring, drop)
     if job.semiring != "plus_times" or drop is not None:
         return _twin.multiply(job.a, job.b, job.semiring, drop)
+    found, places = (_scipy_product(job, with_values=values) for values in (True, False))
+    index = job.b.indices.dtype
+    if found.nnz == places.nnz:
+        return found.indptr.astype(np.int64), found.indices.astype(index, copy=False), found.data
+    # SciPy leaves out sums that are exactly zero; they are entries here
+    n = job.b.shape[1]
+    rows = np.arange(job.a.shape[0])
+    at, kept = (np.repeat(rows, np.diff(side.indptr)) * n + side.indices for side in (places, found))
+    data = np.zeros(places.nnz, job.a.data.dtype)
+    data[np.searchsorted(at, kept)] = found.data
+    return places.indptr.astype(np.int64), places.indices.astype(index, copy=False), data
+
+
+def _scipy_product(job: Job, *, with_values: bool) -> Any:
     left, right = (
-        scipy.sparse.csr_array((side.data, side.indices, side.indptr), shape=side.shape) for side in (job.a, job.b)
+        scipy.sparse.csr_array(
+            (side.data if with_values else np.ones(side.nnz), side.indices, side.indptr), shape=side.shape
+        )
+        for side in (job.a, job.b)
     )
-    found: Any = left @ right
-    found.sort_indices()
-    return found.indptr.astype(np.int64), found.indices.astype(job.b.indices.dtype, copy=False), found.data
+    product: Any = left @ right
+    product.sort_indices()
+    return product
 
 
 def gradient(job: Job, indptr: np.ndarray, indices: np.ndarray, grad: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -4,7 +4,7 @@ import importlib
 import itertools
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any
@@ -166,7 +166,7 @@ def run_windows(
 
     def worker(_index: int) -> Any:
         scratch = make()
-        for w in _until(tokens, count):
+        for w in itertools.takewhile(lambda w: w < count, tokens):
             work(scratch, int(windows[w]), int(windows[w + 1]))
         return scratch
 
@@ -177,10 +177,6 @@ def run_windows(
         others = [pool.submit(worker, index) for index in range(1, threads)]
         own = worker(0)
         return [own, *(other.result() for other in others)]
-
-
-def _until(tokens: Iterable[int], count: int) -> Iterable[int]:
-    return itertools.takewhile(lambda w: w < count, tokens)
 
 
 def available_bytes() -> int:

@@ -96,7 +96,8 @@ def spgemm(
         Compute (A B) ∘ M without forming A B: only M's places are summed. ``plus_times`` multiplies by M's values, the
         other semirings use its pattern.
     drop_tol : float, optional
-        Entries with |C_ij| <= drop_tol are never stored. Default: everything is, exact cancellation included.
+        Entries with |C_ij| <= drop_tol are never stored. Default: every place with a partial product is stored, sums
+        that come out as zero included (SciPy's own product leaves those out; 0.0 does so here).
     max_bytes : int, optional
         Most memory that C may take. Default: no limit.
     out : {"auto", "scipy", "torch", "operator"}, default "auto"
@@ -245,6 +246,8 @@ def _graph(matrix: Any, csr: Csr, name: str, semiring: str, kind: Container) -> 
         raise ArgumentError(f"spgemm: {semiring} has no gradient here; detach {name}")
     if kind not in ("torch", "operator"):
         raise ArgumentError(f"spgemm: {name} requires gradients, which SciPy cannot carry; detach it, or out='torch'")
+    if kind == "torch" and values.is_complex():
+        raise ArgumentError(f"spgemm: {name} requires complex gradients, which torch's CSR lacks; use out='operator'")
     if len(values) != csr.nnz:
         raise ArgumentError(f"spgemm: {name} requires gradients and repeats entries; sum them first with .coalesce()")
     return values
