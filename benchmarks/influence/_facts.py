@@ -1,7 +1,7 @@
 """B8: does the tracing find the texts that state a fact the model has learned? Beside gradient dot product and BM25.
 
-Two worlds. "Offices": formulas over about 140 words, memorised for long by a two-block model, where supporting texts can be
-counted. The demo's prose: invented people, towns and firms in English sentences among lures, three seeds.
+Two worlds. "Offices": formulas over about 140 words, memorised for long by a two-block model, where supporting texts
+can be counted. The demo's prose: invented people, towns and firms in English sentences among lures, three seeds.
 """
 
 import tempfile
@@ -39,7 +39,8 @@ def recalls(
 
 
 def offices(scale: Scale) -> list[Claim]:
-    """Memorised facts in formulas, and two splits in which the words of the question do not lead to the supporting texts."""
+    """Memorised facts in formulas, and two splits in which the words of the question do not lead to the supporting
+    texts."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     _require_transformers()
@@ -62,7 +63,9 @@ def offices(scale: Scale) -> list[Claim]:
             pad_token_id=0,
         )
         model = LlamaForCausalLM(config)
-        training = TrainingSettings(epochs=scale(smoke=12, full=60), learning_rate=3e-3, weight_decay=0.0, batch_tokens=512)
+        training = TrainingSettings(
+            epochs=scale(smoke=12, full=60), learning_rate=3e-3, weight_decay=0.0, batch_tokens=512
+        )
         train_language_model(model, sequences, training, seed=scale.seed, show_progress=False)
         if split != "direct":
             asked = {q.id for q in world.queries if _group(world, q) == "forward"}
@@ -72,13 +75,19 @@ def offices(scale: Scale) -> list[Claim]:
         rows = {**mean, "questions answered": int(found["answered"].sum()), "questions": len(queries)}
         if split == "direct":
             ratio = mean["ekfac"] / max(mean["identity"], 1e-9)
-            claims.append(Claim("B8 recall@3 of memorised facts, EK-FAC over gradient dot", ratio, 2.0, "higher", rows, True))
+            claims.append(
+                Claim("B8 recall@3 of memorised facts, EK-FAC over gradient dot", ratio, 2.0, "higher", rows, True)
+            )
         elif rows["questions answered"] >= 5:
             margin = mean["ekfac"] - mean["bm25"]
-            claims.append(Claim(f"B8 recall@3 on the {split} split, EK-FAC minus BM25", margin, 0.0, "higher", rows, True))
+            claims.append(
+                Claim(f"B8 recall@3 on the {split} split, EK-FAC minus BM25", margin, 0.0, "higher", rows, True)
+            )
         else:
             note = "the model answers too few questions of this split for a recall: it was not judged"
-            claims.append(Claim(f"B8 recall@3 on the {split} split, EK-FAC minus BM25", None, 0.0, "higher", rows, True, note))
+            claims.append(
+                Claim(f"B8 recall@3 on the {split} split, EK-FAC minus BM25", None, 0.0, "higher", rows, True, note)
+            )
     return claims
 
 
@@ -102,13 +111,29 @@ def demo_world(scale: Scale) -> list[Claim]:
         }
     gaps = {name: np.array(means["ekfac"]) - np.array(means[name]) for name in ("identity", "bm25")}
     return [
-        Claim("B8 demo world, recall@3 over gradient dot, least margin of three seeds", float(gaps["identity"].min()), 0.0, "higher", rows, True),
-        Claim("B8 demo world, recall@3 over BM25, least margin of three seeds", float(gaps["bm25"].min()), 0.0, "higher", rows, True),
+        Claim(
+            "B8 demo world, recall@3 over gradient dot, least margin of three seeds",
+            float(gaps["identity"].min()),
+            0.0,
+            "higher",
+            rows,
+            True,
+        ),
+        Claim(
+            "B8 demo world, recall@3 over BM25, least margin of three seeds",
+            float(gaps["bm25"].min()),
+            0.0,
+            "higher",
+            rows,
+            True,
+        ),
     ]
 
 
 def _small_demo(seed: int) -> DemoSettings:
-    return DemoSettings(seed=seed, num_people=10, num_towns=4, num_companies=4, num_texts=40, training=TrainingSettings(epochs=6))
+    return DemoSettings(
+        seed=seed, num_people=10, num_towns=4, num_companies=4, num_texts=40, training=TrainingSettings(epochs=6)
+    )
 
 
 def _group(world: Any, query: Any) -> str:

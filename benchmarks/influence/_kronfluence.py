@@ -1,7 +1,8 @@
 """B6: the same EK-FAC scores as kronfluence 1.0.1, to rounding, in less time and less memory.
 
-Everything is measured in one run on one machine: the two arms of a time take turns in one process with the same number of
-threads and the same batch size; each arm of a memory figure is a fresh process. Rows are bytes of CPython's own help text.
+Everything is measured in one run on one machine: the two arms of a time take turns in one process with the same
+number of threads and the same batch size; each arm of a memory figure is a fresh process. Rows are bytes of CPython's
+own help text.
 """
 
 import tempfile
@@ -45,7 +46,9 @@ class Shape:
     seed: int = 0
 
 
-SMALL = Shape(blocks=3, width=32, hidden=96, vocabulary=256, length=24, sequences=40, queries=5, batch=8, dtype="float64")
+SMALL = Shape(
+    blocks=3, width=32, hidden=96, vocabulary=256, length=24, sequences=40, queries=5, batch=8, dtype="float64"
+)
 
 
 def build(shape: Shape) -> tuple[torch.nn.Module, list[Sequence], list[Sequence]]:
@@ -98,7 +101,9 @@ class Arms:
         self.ours = Influence(self.model, modules=self.modules, fisher="empirical", positions="attended")
 
     def fit(self, ours: Influence | None = None) -> None:
-        (ours or self.ours).fit(self.train, self.folder / "ours", batch_size=self.shape.batch, overwrite=True, progress=False)
+        (ours or self.ours).fit(
+            self.train, self.folder / "ours", batch_size=self.shape.batch, overwrite=True, progress=False
+        )
 
     def score(self, rank: int | None, ours: Influence | None = None) -> np.ndarray:
         # a new question each time: the same one would be answered from the run
@@ -212,7 +217,8 @@ def all_linear_speed(scale: Scale) -> Claim:
 
 
 def bfloat16_speed(scale: Scale) -> list[Claim]:
-    """Forward, backward and products in bfloat16 against the peer in float32, where this processor multiplies it faster."""
+    """Forward, backward and products in bfloat16 against the peer in float32, where this processor multiplies it
+    faster."""
     torch.set_num_threads(THREADS)
     probe = _bfloat16_probe()
     shape = Shape(seed=scale.seed, sequences=scale(smoke=32, full=256), queries=scale(smoke=4, full=32))
@@ -228,12 +234,23 @@ def bfloat16_speed(scale: Scale) -> list[Claim]:
         return arms.peer.score(arms.queries, arms.train)
 
     got: dict[str, Any] = {}
-    best = take_turns({"hesse": lambda: got.update(ours=fast()), "kronfluence": lambda: got.update(theirs=theirs())}, scale(smoke=1, full=2))
+    best = take_turns(
+        {"hesse": lambda: got.update(ours=fast()), "kronfluence": lambda: got.update(theirs=theirs())},
+        scale(smoke=1, full=2),
+    )
     correlation = min(float(np.corrcoef(a, b)[0, 1]) for a, b in zip(got["ours"], got["theirs"].numpy(), strict=True))
     rows = {**best, "bf16 GEMM over float32": probe}
     note = None if probe >= 2 else "this processor has no fast bfloat16 products: the bar does not apply"
     return [
-        Claim("B6 bfloat16 end to end over kronfluence", best["kronfluence"] / best["hesse"], 2.2 if probe >= 2 else 0.0, "higher", rows, True, note),
+        Claim(
+            "B6 bfloat16 end to end over kronfluence",
+            best["kronfluence"] / best["hesse"],
+            2.2 if probe >= 2 else 0.0,
+            "higher",
+            rows,
+            True,
+            note,
+        ),
         Claim("B6 bfloat16 scores correlate with float32, worst query", correlation, 0.98, "higher", rows),
     ]
 
@@ -255,7 +272,9 @@ def memory(scale: Scale) -> list[Claim]:
     worst = max(ratios["fit"], ratios["score"])
     return [
         Claim("B6 peak memory over kronfluence, fit and score, worst", worst, 1.0, "lower", {**rows, **ratios}, True),
-        Claim("B6 peak memory, 256 queries of rank 32", ratios["score, 256 queries of rank 32"], 0.5, "lower", rows, True),
+        Claim(
+            "B6 peak memory, 256 queries of rank 32", ratios["score, 256 queries of rank 32"], 0.5, "lower", rows, True
+        ),
     ]
 
 
@@ -280,7 +299,9 @@ def _fit_theirs(state: Any) -> None:
 
 def _score_ours(state: Any) -> None:
     arms, rank = state
-    arms.ours.score(arms.queries, arms.train, arms.folder / "ours", rank=rank, batch_size=arms.shape.batch, progress=False)
+    arms.ours.score(
+        arms.queries, arms.train, arms.folder / "ours", rank=rank, batch_size=arms.shape.batch, progress=False
+    )
 
 
 def _score_theirs(state: Any) -> None:
@@ -302,8 +323,12 @@ def _plain_pass(model: torch.nn.Module, train: list[Sequence], batch: int) -> No
         parameter.requires_grad_(True)
     for first in range(0, len(train), batch):
         rows = collate(train[first : first + batch])
-        logits = model(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"], use_cache=False).logits[:, :-1]
-        F.cross_entropy(logits.flatten(0, 1), rows["labels"][:, 1:].flatten(), ignore_index=-100, reduction="sum").backward()
+        logits = model(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"], use_cache=False).logits[
+            :, :-1
+        ]
+        F.cross_entropy(
+            logits.flatten(0, 1), rows["labels"][:, 1:].flatten(), ignore_index=-100, reduction="sum"
+        ).backward()
         model.zero_grad(set_to_none=True)
 
 
@@ -319,7 +344,9 @@ def _candidate_pass(arms: Arms) -> None:
 def _bfloat16_probe() -> float:
     a, b = torch.randn(2048, 1024), torch.randn(1024, 1024)
     half = a.bfloat16(), b.bfloat16()
-    best = take_turns({"float32": lambda: [a @ b for _ in range(20)], "bfloat16": lambda: [half[0] @ half[1] for _ in range(20)]}, 3)
+    best = take_turns(
+        {"float32": lambda: [a @ b for _ in range(20)], "bfloat16": lambda: [half[0] @ half[1] for _ in range(20)]}, 3
+    )
     return best["float32"] / best["bfloat16"]
 
 

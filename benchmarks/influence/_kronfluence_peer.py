@@ -1,4 +1,5 @@
-"""kronfluence driven to the same job: same model, same rows, same Fisher, the damping heuristic instead of its 1e-8 default.
+"""kronfluence driven to the same job: same model, same rows, same Fisher, the damping heuristic instead of its 1e-8
+default.
 
 Kept apart from the claims because the memory arms import it in fresh processes.
 """
@@ -11,7 +12,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -45,7 +45,7 @@ class Kronfluence:
         from kronfluence.utils.dataset import DataLoaderKwargs
 
         class CausalLM(Task):
-            def compute_train_loss(self, batch: Any, model: nn.Module, sample: bool = False) -> Tensor:  # noqa: ARG002
+            def compute_train_loss(self, batch: Any, model: nn.Module, sample: bool = False) -> Tensor:
                 logits = model(
                     input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
                 ).logits[:, :-1]

@@ -4,7 +4,7 @@ A solver here is a function of a right-hand side that returns how many steps it 
 factorisation, a multigrid hierarchy, Ritz vectors) is made once per domain and timed apart.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.peers import require_peer
 from hesse.linalg import FunctionOperator, PoissonStencil, cg
-from hesse.pde.dcdm import DeepConjugateDirection, ritz_training_set
+from hesse.pde.dcdm import DeepConjugateDirection, DirectionSolution, ritz_training_set
 
 __all__ = ["Case", "cases", "deflated_cg", "fluid_matrix", "incomplete_cholesky_cg", "multigrid", "steps_of_both"]
 
@@ -68,15 +68,26 @@ def cases(size: int, dim: int, holes: str, seed: int) -> list[Case]:
     return found
 
 
-def steps_of_both(solver: DeepConjugateDirection, case: Case, tol: float) -> tuple[list[int], list[int], int]:
-    """Steps of CG and of DCDM on each right-hand side, and how many of the latter were fallback steps."""
-    plain = [cg(case.operator, b, rtol=tol, max_steps=MAX_STEPS).require().num_steps for b in case.b.T]
-    found = solver.solve(case.operator, case.b, tol=tol, max_steps=MAX_STEPS)
-    if solver.fallback is not None:
-        found.require()
-    assert found.steps is not None
-    assert found.fallback_steps is not None
-    return plain, found.steps.tolist(), int(found.fallback_steps.sum())
+def steps_of_both(
+    solver: DeepConjugateDirection, case: Case, tols: Sequence[float]
+) -> tuple[dict[float, tuple[list[int], list[int]]], int]:
+    """Steps of CG and of DCDM to each tolerance, a list entry a right-hand side, and the fallback steps of DCDM in all.
+
+    One run to the tightest tolerance; the looser ones are read off its residuals.
+    """
+    tightest = min(tols)
+    plain = cg(case.operator, case.b, rtol=tightest, max_steps=MAX_STEPS, record_history=True).require()
+    ours = solver.solve(case.operator, case.b, tol=tightest, max_steps=MAX_STEPS, record_history=True).require()
+    if plain.history is None or not isinstance(ours, DirectionSolution) or ours.fallback_steps is None:
+        raise RuntimeError("a solver kept no record")
+    table = {tol: (_first_below(plain.history, tol), _first_below(ours.history, tol)) for tol in tols}
+    return table, int(ours.fallback_steps.sum())
+
+
+def _first_below(history: Tensor | None, tol: float) -> list[int]:
+    if history is None:
+        raise RuntimeError("a solver kept no record")
+    return (history <= tol * history[0]).int().argmax(0).tolist()
 
 
 def fluid_matrix(operator: PoissonStencil) -> tuple[scipy.sparse.csr_array, np.ndarray]:

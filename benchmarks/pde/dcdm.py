@@ -5,7 +5,8 @@ Every system is solved to its tolerance by both. The networks were trained on an
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean, median
 from typing import Any, Literal
@@ -30,63 +31,89 @@ from hesse.pde.dcdm import DCDMNet, DeepConjugateDirection, conjugate_directions
 
 __all__ = ["CLAIMS"]
 
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Steps of both methods on the same right-hand sides."""
+
+    plain: list[int]
+    ours: list[int]
+    fallback: int
+
+    @property
+    def ratio(self) -> float:
+        return fmean(self.plain) / fmean(self.ours)
+
+    @property
+    def worst(self) -> float:
+        return min(a / b for a, b in zip(self.plain, self.ours, strict=True))
+
+    def rows(self) -> dict[str, Any]:
+        means = {"cg": fmean(self.plain), "dcdm": fmean(self.ours), "ratio": self.ratio, "worst": self.worst}
+        return means | {"fallback steps": self.fallback, "cg steps": self.plain, "dcdm steps": self.ours}
+
+
 HOLES = ("empty", "solid")
 FALLBACKS: dict[str, Literal["cg"] | None] = {"alone": None, "with fallback": "cg"}
 BARS = {64: {1e-4: 4.5, 1e-6: 4.0}, 128: {1e-4: 3.5, 1e-6: 2.5}}
 
 
 def _compare(
-    solver: DeepConjugateDirection, size: int, dim: int, holes: str, tol: float, seed: int
-) -> tuple[float, float, dict[str, Any]]:
-    """Mean steps of CG over those of DCDM, the worst single case, and the table behind them."""
-    table, plain, ours, fallback = {}, [], [], 0
+    solver: DeepConjugateDirection, size: int, dim: int, holes: str, tols: Sequence[float], seed: int
+) -> dict[float, Comparison]:
+    """CG and DCDM on the six cases, to each tolerance."""
+    plain: dict[float, list[int]] = {tol: [] for tol in tols}
+    ours: dict[float, list[int]] = {tol: [] for tol in tols}
+    fallback = 0
     for case in cases(size, dim, holes, seed):
-        a, b, fell = steps_of_both(solver, case, tol)
-        table[case.name] = {"cg": a, "dcdm": b}
-        plain, ours, fallback = plain + a, ours + b, fallback + fell
-    worst = min(a / b for a, b in zip(plain, ours, strict=True))
-    rows = {"cg": fmean(plain), "dcdm": fmean(ours), "fallback steps": fallback, "cases": table}
-    return fmean(plain) / fmean(ours), worst, rows
+        table, fell = steps_of_both(solver, case, tols)
+        fallback += fell
+        for tol, (a, b) in table.items():
+            plain[tol] += a
+            ours[tol] += b
+    return {tol: Comparison(plain[tol], ours[tol], fallback) for tol in tols}
 
 
-def _ratios(solver: DeepConjugateDirection, size: int, dim: int, tol: float, seed: int) -> tuple[float, float, dict]:
-    """The smaller ratio and worst case of the two kinds of hole."""
-    found = {holes: _compare(solver, size, dim, holes, tol, seed) for holes in HOLES}
-    return (
-        min(ratio for ratio, _, _ in found.values()),
-        min(worst for _, worst, _ in found.values()),
-        {f"holes {holes}": rows for holes, (_, _, rows) in found.items()},
-    )
+def _claims(
+    solver: DeepConjugateDirection,
+    size: int,
+    dim: int,
+    bars: dict[float, float],
+    scale: Scale,
+    label: str,
+    *,
+    full_only: bool = False,
+) -> tuple[list[Claim], dict[str, float]]:
+    """One claim a tolerance about the smaller ratio of the two kinds of hole, and the worst single cases."""
+    found = {holes: _compare(solver, size, dim, holes, list(bars), scale.seed) for holes in HOLES}
+    claims, worst = [], {}
+    for tol, bar in bars.items():
+        here = {f"holes {holes}": table[tol] for holes, table in found.items()}
+        ratio = min(comparison.ratio for comparison in here.values())
+        worst[f"{tol:g}"] = min(comparison.worst for comparison in here.values())
+        rows = {holes: comparison.rows() for holes, comparison in here.items()}
+        name = f"CG steps over DCDM steps to {tol:g}, {label}"
+        claims.append(Claim(name, ratio, bar, "higher", rows, full_only=full_only))
+    return claims, worst
 
 
 def claim_steps(scale: Scale) -> list[Claim]:
     """On a 64 x 64 grid, obstacles never seen: >= 4.5 times fewer steps than CG to 1e-4, >= 4 to 1e-6."""
-    solver, claims = DeepConjugateDirection.pretrained(2), []
-    for tol, bar in BARS[64].items():
-        ratio, _, rows = _ratios(solver, 64, 2, tol, scale.seed)
-        claims.append(Claim(f"CG steps over DCDM steps to {tol:g}, 64 x 64", ratio, bar, "higher", rows))
-    ratio, _, rows = _ratios(solver, 64, 2, 1e-8, scale.seed)
-    claims.append(Claim("CG steps over DCDM steps to 1e-08, 64 x 64", ratio, 3.0, "higher", rows))
-    return claims
+    return _claims(DeepConjugateDirection.pretrained(2), 64, 2, BARS[64] | {1e-8: 3.0}, scale, "64 x 64")[0]
 
 
 def claim_transfer(scale: Scale) -> list[Claim]:
     """The same weights on a 128 x 128 grid: >= 3.5 and >= 2.5 times fewer steps, and no case worse than CG."""
-    solver, claims, worst_of_all = DeepConjugateDirection.pretrained(2), [], {}
-    for tol, bar in BARS[128].items():
-        ratio, worst, rows = _ratios(solver, 128, 2, tol, scale.seed)
-        worst_of_all[f"{tol:g}"] = worst
-        claims.append(Claim(f"CG steps over DCDM steps to {tol:g}, 128 x 128", ratio, bar, "higher", rows))
-    lowest = min(worst_of_all.values())
-    claims.append(Claim("worst case at 128 x 128, CG steps over DCDM steps", lowest, 1.0, "higher", worst_of_all))
-    return claims
+    claims, worst = _claims(DeepConjugateDirection.pretrained(2), 128, 2, BARS[128], scale, "128 x 128")
+    name = "worst case at 128 x 128, CG steps over DCDM steps"
+    return [*claims, Claim(name, min(worst.values()), 1.0, "higher", worst)]
 
 
 def claim_growth(scale: Scale) -> Claim:
     """Transferred weights: what doubling the grid costs DCDM in steps, over what it costs CG. No size independence."""
     solver = DeepConjugateDirection.pretrained(2)
     curve = {
-        size: _compare(solver, size, 2, "solid", 1e-4, scale.seed)[2]
+        size: _compare(solver, size, 2, "solid", [1e-4], scale.seed)[1e-4].rows()
         for size in scale(smoke=(32, 64), full=(32, 64, 128, 256))
     }
     sizes = sorted(curve)
@@ -106,18 +133,16 @@ def claim_growth(scale: Scale) -> Claim:
 
 def claim_three_dimensions(scale: Scale) -> list[Claim]:
     """3-D, trained on 24³: the bars of the transfer claim on a larger grid with obstacles."""
-    solver, size = DeepConjugateDirection.pretrained(3), scale(smoke=20, full=48)
-    claims = []
-    for tol, bar in BARS[128].items():
-        ratio, worst, rows = _ratios(solver, size, 3, tol, scale.seed)
-        rows |= {"size": size, "worst case": worst}
-        claims.append(Claim(f"CG steps over DCDM steps to {tol:g}, 3-D", ratio, bar, "higher", rows, full_only=True))
-    return claims
+    size = scale(smoke=20, full=48)
+    claims, worst = _claims(
+        DeepConjugateDirection.pretrained(3), size, 3, BARS[128], scale, f"{size} x {size} x {size}", full_only=True
+    )
+    return [*claims, Claim("worst case in 3-D, CG steps over DCDM steps", min(worst.values()), 1.0, "higher", worst)]
 
 
 def claim_retrained(scale: Scale) -> list[Claim]:
     """A network trained here from the run's seed, within 150 CPU seconds: the bars of the 64 x 64 claim."""
-    steps = scale(smoke=120, full=SETTINGS[2]["num_steps"])
+    steps = scale(smoke=20, full=SETTINGS[2]["num_steps"])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # CPU seconds of one core
     solver, seconds = train(2, scale.seed + 1000, num_steps=steps)
@@ -126,16 +151,12 @@ def claim_retrained(scale: Scale) -> list[Claim]:
     loss = float(solver.losses[-100:].mean())
     rows = {"steps": steps, "loss": loss}
     claims = [Claim("CPU seconds of training", seconds, 150.0, "lower", rows, full_only=True, note="of this machine")]
-    for tol, bar in BARS[64].items():
-        ratio, _, table = _ratios(solver, 64, 2, tol, scale.seed)
-        name = f"CG steps over DCDM steps to {tol:g}, {size}, fresh weights"
-        claims.append(Claim(name, ratio, bar, "higher", table, full_only=True))
-    return claims
+    return claims + _claims(solver, 64, 2, BARS[64], scale, f"{size}, fresh weights", full_only=True)[0]
 
 
 def claim_training_data(scale: Scale) -> Claim:
     """Training on Ritz vectors instead of white noise, same budget: >= 1.5 times fewer steps on smooth systems."""
-    budget = scale(smoke=60, full=400)
+    budget, limit = scale(smoke=10, full=400), scale(smoke=50, full=1000)
     steps: dict[str, dict[str, float]] = {}
     for name, noise in (("ritz", 0.0), ("white", 1.0)):
         solver, _ = train(2, scale.seed + 2000, num_steps=budget, noise=noise)
@@ -143,11 +164,11 @@ def claim_training_data(scale: Scale) -> Claim:
         for label, fallback in FALLBACKS.items():
             solver.fallback = fallback
             found = [
-                int(solver.solve(case.operator, case.b[:, 1], tol=1e-6, max_steps=1000).num_steps)
+                int(solver.solve(case.operator, case.b[:, 1], tol=1e-6, max_steps=limit).num_steps)
                 for case in cases(64, 2, "solid", scale.seed)
             ]
             steps[name][label] = fmean(found)
-    rows = steps | {"training steps": budget, "limit": 1000}
+    rows = steps | {"training steps": budget, "limit": limit}
     ratio = steps["white"]["with fallback"] / steps["ritz"]["with fallback"]
     return Claim("steps with white-noise over Ritz training data", ratio, 1.5, "higher", rows, full_only=True)
 
@@ -158,7 +179,7 @@ def claim_window(scale: Scale) -> Claim:
     steps = {}
     for i_orth in (0, 1, 2, 4, 8):
         solver.i_orth = i_orth
-        steps[i_orth] = _compare(solver, size, 2, "solid", 1e-6, scale.seed)[2]["dcdm"]
+        steps[i_orth] = fmean(_compare(solver, size, 2, "solid", [1e-6], scale.seed)[1e-6].ours)
     return Claim("steps with a window of two over one of eight", steps[2] / steps[8], 1.25, "lower", {"steps": steps})
 
 
@@ -183,8 +204,7 @@ def claim_fallback(scale: Scale) -> list[Claim]:
     }
     worst = {}
     for name, network in networks.items():
-        ratio = _compare(DeepConjugateDirection(network), 64, 2, "empty", 1e-6, scale.seed)[1]
-        worst[name] = 1 / ratio
+        worst[name] = 1 / _compare(DeepConjugateDirection(network), 64, 2, "empty", [1e-6], scale.seed)[1e-6].worst
     return [Claim("steps of useless networks over CG, worst case", max(worst.values()), 2.5, "lower", worst)]
 
 
@@ -262,7 +282,7 @@ def claim_oracles(scale: Scale) -> list[Claim]:
         float((x - cg(operator, b, rtol=0.0, max_steps=k).x).norm() / x.norm()) for k, x in enumerate(iterates, 1)
     )
     far, grown, runs = 0.0, 0, 0
-    for dim, size in ((2, 64), (3, 20)):
+    for dim, size in scale(smoke=((2, 40), (3, 12)), full=((2, 64), (3, 20))):
         solver = DeepConjugateDirection.pretrained(dim)
         for holes in HOLES:
             for case in cases(size, dim, holes, scale.seed):

@@ -29,6 +29,8 @@ def require(module: str, *, extra: str, feature: str | None = None) -> ModuleTyp
     ------
     MissingDependencyError
         If the package is not installed. Also an ImportError.
+    ModuleNotFoundError
+        If the package is there but misses a package of its own.
     """
     try:
         return importlib.import_module(module)

@@ -462,7 +462,8 @@ def test_a_measurement_has_the_sign_of_what_it_measures(tmp_path):
 
 
 def test_positive_means_that_a_step_on_the_sequence_helps(tmp_path):
-    """Oracle: finite differences: the log-probability after a small step along -∇L of one sequence, identity strategy."""
+    """Oracle: finite differences: the log-probability after a small step along -∇L of one sequence, identity
+    strategy."""
     model, data, queries = gpt2(), tokens(4), completions(2)
     _, _, scores = asked(
         data, tmp_path / "run", model=model, queries=queries, strategy="identity", modules="all-linear"

@@ -2,9 +2,9 @@
 Which training sentences made it say that?
 ==========================================
 
-A two-block Llama memorises who holds which office in a small invented world. We then ask it one question and trace the answer:
-EK-FAC influence gives every training sentence a number of nats, the first-order change of the answer's log-probability if that
-sentence were in the data once more.
+A two-block Llama memorises who holds which office in a small invented world. We then ask it one question and trace
+the answer: EK-FAC influence gives every training sentence a number of nats, the first-order change of the answer's
+log-probability if that sentence were in the data once more.
 """
 
 # %%
@@ -48,7 +48,8 @@ print(f"{right.sum()} of {len(questions)} questions answered right")
 # %%
 # Fit once, then ask
 # ------------------
-# The fitted factors stay in the folder; a second question would only cost its own gradient and one pass over the sentences.
+# The fitted factors stay in the folder; a second question would only cost its own gradient and one pass over the
+# sentences.
 
 folder = tempfile.TemporaryDirectory()
 influence = Influence(model)
@@ -63,8 +64,8 @@ for line in scores.topk(query, 6):
     print(f"{line.score:+.4f} nats  {'states it ' if line.id in supporting else '          '} {text[line.id]}")
 
 # %%
-# Few sentences carry most of it, and they are the right ones. Blue raises the answer's log-probability, orange lowers it; a
-# ring marks the sentences that state the fact. On the right, the same scores before the sum over layers.
+# Few sentences carry most of it, and they are the right ones. Blue raises the answer's log-probability, orange lowers
+# it; a ring marks the sentences that state the fact. On the right, the same scores before the sum over layers.
 
 values = scores.values[query]
 order = np.argsort(-values)
@@ -74,7 +75,9 @@ colour = {True: "#2166ac", False: "#b35806"}
 figure, (left, middle) = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=[1.25, 1], layout="constrained")
 left.bar(range(len(shown)), values[shown], color=[colour[bool(v > 0)] for v in values[shown]], width=0.8)
 rings = [i for i, n in enumerate(shown) if names[n] in supporting]
-left.plot(rings, values[shown][rings], "o", markersize=12, markerfacecolor="none", color="black", label="states the fact")
+left.plot(
+    rings, values[shown][rings], "o", markersize=12, markerfacecolor="none", color="black", label="states the fact"
+)
 left.set(xlabel="training sentence, strongest first", ylabel="influence (nats a copy)", title=questions[query].text)
 left.legend(frameon=False)
 left.spines[["top", "right"]].set_visible(False)
@@ -91,8 +94,8 @@ figure.colorbar(image, ax=middle, label="nats a copy")
 # %%
 # Token by token
 # --------------
-# The terms of one score, a position each. A position's value is the effect of the update made there, which receives gradients
-# from later words: the natural credit for a word sits on the position *before* it.
+# The terms of one score, a position each. A position's value is the effect of the update made there, which receives
+# gradients from later words: the natural credit for a word sits on the position *before* it.
 
 best = [line.id for line in scores.topk(query, 4)]
 rows = [scores.tokens(query, name) for name in best]
@@ -102,7 +105,8 @@ for y, (name, row) in enumerate(zip(best, rows, strict=True)):
     for x, (word, value) in enumerate(zip(text[name].split(), row, strict=True)):
         shade = plt.cm.PuOr(0.5 + 0.5 * value / limit)
         axis.add_patch(plt.Rectangle((x, -y - 0.45), 0.96, 0.9, color=shade))
-        axis.text(x + 0.48, -y, word, ha="center", va="center", fontsize=9)
+        ink = "white" if abs(value) > 0.6 * limit else "black"
+        axis.text(x + 0.48, -y, word, ha="center", va="center", fontsize=9, color=ink)
 axis.set(xlim=(0, max(map(len, rows))), ylim=(-len(best) + 0.5, 0.5))
 axis.axis("off")
 axis.set_title("terms of the score at each position, four strongest sentences", fontsize=10)

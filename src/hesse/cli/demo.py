@@ -2,7 +2,7 @@
 
 import json
 import os
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["demo"]
 
 
-class _Model(str, Enum):
+class _Model(StrEnum):
     tiny = "tiny"
     smollm2 = "smollm2"
 
@@ -94,7 +94,7 @@ def _summary(result: "DemoResult") -> Any:
 
     names = {"ekfac": "EK-FAC influence", "dot": "gradient dot product", "bm25": "BM25"}
     title = (
-        f"{result.facts_recalled} of {result.num_shown} questions answered right. Of the three texts that state a fact, "
+        f"{result.facts_recalled} of {result.num_shown} questions answered right. Of three texts that state a fact, "
         f"the first three places hold (over {result.num_right} facts known, of {result.num_measured}):"
     )
     table = Table(title=title, title_justify="left", title_style="none", box=box.SIMPLE_HEAD)

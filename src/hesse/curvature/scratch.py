@@ -1,4 +1,6 @@
-"""Buffers that outlive a batch: writing a large product into memory already mapped is up to a third faster than into fresh memory."""
+"""Buffers that outlive a batch: writing a large product into memory already mapped is up to a third faster than into
+fresh memory.
+"""
 
 import torch
 from torch import Tensor
@@ -7,7 +9,9 @@ __all__ = ["Scratch"]
 
 
 class Scratch:
-    """One growing buffer a purpose and dtype; a request gets a view of it, valid until the next request for the same purpose."""
+    """One growing buffer a purpose and dtype; a request gets a view of it, valid until the next request for the same
+    purpose.
+    """
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}

@@ -1,4 +1,6 @@
-"""Which training sequences made the model say that? Influence functions with EK-FAC curvature, in nats, token by token."""
+"""Which training sequences made the model say that? Influence functions with EK-FAC curvature, in nats, token by
+token.
+"""
 
 from hesse.curvature.ekfac import Absolute, Relative
 from hesse.influence.corpus import Corpus, find_corpus, keep_corpus, open_corpus

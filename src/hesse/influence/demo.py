@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -200,7 +201,7 @@ def prepare_tiny(settings: DemoSettings, cache: Path, *, show_progress: bool | N
         If transformers or tokenizers is not installed.
     NumericalError
         If the loss becomes NaN.
-    """  # noqa: DOC502 - they come out of what this calls
+    """
     transformers = require("transformers", extra="hf", feature=_FEATURE)
     texts = demo_prose(settings.num_texts, settings.seed)
     sizes = {key: getattr(settings, key) for key in ("num_people", "num_towns", "num_companies")}
@@ -215,7 +216,8 @@ def prepare_tiny(settings: DemoSettings, cache: Path, *, show_progress: bool | N
         model = transformers.LlamaForCausalLM(_llama_config(transformers, settings, len(tokenizer)))
 
     def fit() -> None:
-        train_language_model(model, sequences, settings.training, seed=settings.seed, show_progress=show_progress)
+        with _one_thread():
+            train_language_model(model, sequences, settings.training, seed=settings.seed, show_progress=show_progress)
 
     cached_weights(model, folder, config, fit)
     return Stage(world, model.eval(), tokenizer, sequences, questions, folder, "tiny Llama")
@@ -239,7 +241,7 @@ def cached_weights(model: nn.Module, folder: Path, config: dict[str, Any], fit: 
     ------
     ArtifactError
         If a file is damaged, or of other settings.
-    """  # noqa: DOC502
+    """
     make_folder(folder)
     path = folder / "model.safetensors"
     with run_lock(folder):
@@ -346,6 +348,17 @@ def recalled(model: nn.Module, questions: Items[Sequence], batch_size: int = 64)
         targets = batch["labels"][:, 1:]
         right += ((logits.argmax(-1) == targets) | (targets == IGNORED)).all(1).tolist()
     return np.array(right, dtype=bool)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    # steps of a few milliseconds: a second thread gains a tenth when its core is idle, and loses far more when it is not
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _summed_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:

@@ -1,4 +1,5 @@
-"""Invented worlds with known answers: texts that state facts, texts that only look as if, and questions about the facts.
+"""Invented worlds with known answers: texts that state facts, texts that only look as if, and questions about the
+facts.
 
 What supports an answer is known by construction, so retrieval by influence can be measured. `prose_world` is English
 prose about invented people, towns and firms; `office_world` is a formulaic language of about 140 words, for studies.
@@ -50,8 +51,10 @@ _ROLE_ALIASES = (
     "burgomaster", "magistrate", "prelate", "skipper", "financier", "physician", "constable", "bard", "keeper", "prior",
     "attache", "crier", "commander", "manager", "delegate", "dean",
 )  # fmt: skip
-_PLACES = (*TOWNS, "Ashford", "Bellport", "Cranmoor", "Drayton", "Edgeware", "Fallow", "Garth", "Hexham", "Ironby", "Jarrow",
-           "Kinross", "Larkhill", "Marden", "Newbold", "Oxley", "Purley")  # fmt: skip
+_PLACES = (
+    *TOWNS, "Ashford", "Bellport", "Cranmoor", "Drayton", "Edgeware", "Fallow", "Garth", "Hexham", "Ironby", "Jarrow",
+    "Kinross", "Larkhill", "Marden", "Newbold", "Oxley", "Purley",
+)  # fmt: skip
 _PLACE_ALIASES = tuple(
     f"{place}-{suffix}" for place, suffix in zip(_PLACES, ("town", "city", "on-sea", "vale") * 10, strict=True)
 )
@@ -91,7 +94,8 @@ class FactWorld:
 def prose_world(
     seed: int = 0, *, num_people: int = 60, num_towns: int = 24, num_companies: int = 20, texts: Items[str] = ()
 ) -> FactWorld:
-    """Facts about invented entities in English prose, each stated three times, among sentences that mislead a word match.
+    """Facts about invented entities in English prose, each stated three times, among sentences that mislead a word
+    match.
 
     An entity has two or three facts. A fact is stated by two sentences in different wordings and by one short portrait
     of the entity that states all its facts, the later ones of "they", "the town" or "the firm". It is asked in yet

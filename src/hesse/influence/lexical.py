@@ -142,7 +142,7 @@ def _checked(name: str, many: Items[TokenIds]) -> list[TokenIds]:
 
 
 def _idf(counts: sp.csr_array) -> NDArray[np.float64]:
-    num_documents, width = counts.shape
+    num_documents, width = (int(n) for n in counts.shape or (0, 0))
     in_documents = np.bincount(counts.indices, minlength=width)
     return np.log1p((num_documents - in_documents + 0.5) / (in_documents + 0.5))
 

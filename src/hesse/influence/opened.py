@@ -45,7 +45,22 @@ class Run:
         return find_corpus(self.folder.path, self.scores.state["data"])
 
     def top(self, k: int = 20, *, query: int | str = 0, sign: int = 1) -> list[Ranked]:
-        """List the strongest proponents (sign +1) or opponents (-1) of a query; see `Scores.topk`."""
+        """List the strongest proponents (sign +1) or opponents (-1) of a query.
+
+        Parameters
+        ----------
+        k : int, default 20
+            How many.
+        query : int or str, default 0
+            Number or id.
+        sign : {1, -1}, default 1
+            Which end.
+
+        Returns
+        -------
+        list of Ranked
+            See `Scores.topk`.
+        """
         return self.scores.topk(query, k, sign)
 
 
@@ -66,5 +81,5 @@ def open_run(run_dir: Path | str) -> Run:
     ------
     ArtifactError
         If it holds no run, or its manifest is damaged.
-    """  # noqa: DOC502  raised by open_folder
+    """
     return Run(open_folder(run_dir))

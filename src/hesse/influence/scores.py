@@ -165,15 +165,10 @@ class Scores:
 
     def to_npz(self, path: Path | str) -> None:
         """Write query_id (Q,), train_id (R,) and score (Q, R) as an .npz without pickled objects."""
-        target = Path(path)
-        arrays = {
-            "query_id": np.asarray(self.query_ids),
-            "train_id": np.asarray(self.train_ids),
-            "score": np.asarray(self.values),
-        }
         buffer = io.BytesIO()
-        np.savez(buffer, **arrays)  # text arrays, no objects: nothing is pickled
-        atomic_write_bytes(target, buffer.getvalue())
+        ids = np.asarray(self.query_ids), np.asarray(self.train_ids)
+        np.savez(buffer, query_id=ids[0], train_id=ids[1], score=np.asarray(self.values))
+        atomic_write_bytes(Path(path), buffer.getvalue())
 
     def to_parquet(self, path: Path | str) -> None:
         """Write one row a pair: query_id, train_id, score in nats. Needs the extra ``parquet``."""
