@@ -43,8 +43,10 @@ def docstring_faults(name: str, value: Any) -> Iterator[str]:
         yield f"{name}: no docstring"
         return
     if inspect.isclass(value):
-        # exceptions and dataclasses say it in their summary and fields; a hand-written constructor needs its parameters
-        written = "__init__" in vars(value) and not dataclasses.is_dataclass(value) and not issubclass(value, Exception)
+        # exceptions, protocols and dataclasses say it in their summary and fields; a hand-written constructor needs
+        # its parameters
+        told = dataclasses.is_dataclass(value) or issubclass(value, Exception) or getattr(value, "_is_protocol", False)
+        written = "__init__" in vars(value) and not told
         if written and _parameters(value.__init__) and not has_section(doc, "Parameters"):
             yield f"{name}: the constructor takes arguments, but the docstring has no Parameters section"
         return

@@ -50,6 +50,15 @@ class Method:
 
 METHODS: tuple[Method, ...] = (
     Method(
+        slug="dcdm",
+        family="pde",
+        title="Conjugate directions proposed by a network, for Poisson systems",
+        papers=(Paper("Kaneda, Akar, Chen, Kala, Hyde, Teran", 2023, "2205.10763"),),
+        import_path="hesse.pde.DeepConjugateDirection",
+        claim="solves masked Poisson systems in fewer steps than conjugate gradients",
+        status="beta",
+    ),
+    Method(
         slug="influence_ekfac",
         family="influence",
         title="EK-FAC influence functions for language models",
@@ -73,6 +82,28 @@ METHODS: tuple[Method, ...] = (
         ),
         import_path="hesse.linalg.LinearOperator",
         claim="agrees with dense float64, and solves many right-hand sides faster than one at a time",
+        status="beta",
+    ),
+    Method(
+        slug="linf_regression",
+        family="linalg",
+        title="Sketched least squares with an even error in every coordinate",
+        papers=(
+            Paper("Song, Ye, Yin, Zhang", 2023, "2302.00248"),
+            Paper("Price, Song, Woodruff", 2017, "1705.10723"),
+            Paper("Epperly", 2024, "2311.04362"),
+        ),
+        import_path="hesse.linalg.sketched_lstsq",
+        claim="spreads the error evenly where a sparse sketch puts it in one coordinate, to full accuracy faster than LAPACK",
+        status="beta",
+    ),
+    Method(
+        slug="smash_spgemm",
+        family="linalg",
+        title="Sparse matrix product by windows and a hashed scratchpad, with a model of its memory traffic",
+        papers=(Paper("Shivdikar", 2021, "2105.14156"),),
+        import_path="hesse.linalg.spgemm",
+        claim="multiplies sparse matrices faster than scipy, and reproduces the traffic counts of the thesis",
         status="beta",
     ),
 )

@@ -27,11 +27,11 @@ from benchmarks.influence._reliability import (
     tiny_sequences,
     work,
 )
-from hesse.errors import ArgumentError, ArtifactError, RunLockedError
+from hesse.errors import ArgumentError, ArtifactError, RunLockedError, WriteError
 from hesse.influence.engine import Influence
 from hesse.influence.run import open_folder
 from hesse.influence.scores import open_scores
-from hesse.io import MANIFEST_NAME, WriteError, calls, check_file, file_path, manifest_exists, run_lock, verify_run
+from hesse.io import MANIFEST_NAME, calls, check_file, file_path, manifest_exists, run_lock, verify_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 

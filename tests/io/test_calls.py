@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from hesse.errors import WriteError
 from hesse.io import (
     ArrayWriter,
     Manifest,
-    WriteError,
     atomic_write_bytes,
     atomic_write_json,
     clean_temporaries,

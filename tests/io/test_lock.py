@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from hesse.errors import RunLockedError
-from hesse.io import LOCK_NAME, WriteError, run_lock
+from hesse.errors import RunLockedError, WriteError
+from hesse.io import LOCK_NAME, run_lock
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 

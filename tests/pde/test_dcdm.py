@@ -293,6 +293,17 @@ def test_single_precision_system_is_solved_in_double():
     assert (solution.x.double() - exact).norm() <= 1e-6 * exact.norm()
 
 
+def test_recurrences_in_single_precision_reach_its_rounding():
+    """Oracle: the float64 solution, to within eps times the condition number; the column stops by itself."""
+    operator = PoissonStencil(obstacle((16, 16)), dtype=torch.float32)
+    b = right_hand_sides(operator.fluid, 2, dtype=torch.float32)
+    found = conjugate_directions(operator, b, identity, tol=0.0, recurrence_dtype=torch.float32, max_steps=1000)
+    assert found.status == Status.STAGNATED
+    assert found.num_steps < 300
+    exact = cg(operator.to(dtype=torch.float64), b.double(), rtol=1e-13).x
+    assert (found.x - exact).norm() <= 1e-5 * exact.norm()
+
+
 def test_matrix_with_a_mask_is_the_stencil():
     """Oracle: the same system as a stencil and as its CSR matrix with the mask."""
     fluid = obstacle((20, 24))

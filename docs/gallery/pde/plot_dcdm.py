@@ -61,15 +61,15 @@ limit = float(exact.abs().max())
 figure, axes = plt.subplots(2, 2, figsize=(10, 6.2), layout="constrained")
 colours = plt.get_cmap("RdBu_r").with_extremes(bad="0.25")
 for axis, (title, picture) in zip(axes.flat, pictures.items(), strict=False):
-    shown = picture.where(fluid, torch.nan)
+    shown = picture.where(fluid, torch.nan).numpy()
     image = axis.imshow(shown, cmap=colours, vmin=-limit, vmax=limit)
-    axis.contour(picture.where(fluid, torch.nan), levels=13, colors="k", linewidths=0.4)
+    axis.contour(shown, levels=13, colors="k", linewidths=0.4)
     axis.set(title=title, xticks=[], yticks=[])
-figure.colorbar(image, ax=axes[1, 0], location="bottom", shrink=0.7, label="pressure")
+figure.colorbar(image, ax=axes[:, 0], location="left", shrink=0.6, label="pressure")
 
 decay = axes[1, 1]
-decay.semilogy(plain.history / plain.history[0], color="0.4", label="conjugate gradients")
-decay.semilogy(ours.history / ours.history[0], color="C3", label="deep conjugate directions")
+decay.semilogy((plain.history / plain.history[0]).numpy(), color="0.4", label="conjugate gradients")
+decay.semilogy((ours.history / ours.history[0]).numpy(), color="C3", label="deep conjugate directions")
 decay.axhline(1e-6, color="k", linewidth=0.7, linestyle=":")
 decay.set(xlabel="steps", ylabel="residual", title="residual norm over that of b")
 decay.legend(frameon=False)
@@ -91,7 +91,7 @@ print(f"untrained network: {lost.num_steps} steps, {int(lost.fallback_steps)} of
 # One's own operator
 # ------------------
 # ``fit`` needs the operator of an empty domain and no solutions: the loss is what one exact line search along the
-# network's direction leaves of the residual. Half a minute here; two minutes give the network used above.
+# network's direction leaves of the residual. Ten seconds here; two minutes give the network used above.
 
 box = PoissonStencil(torch.ones(32, 32, dtype=torch.bool))
 own = DeepConjugateDirection(DCDMNet(2, 12, generator=torch.Generator().manual_seed(1)), max_steps=1000)
@@ -100,7 +100,7 @@ found = own.solve(A, b).require()
 print(f"trained for {len(own.losses)} steps: {found.num_steps} steps of the solver")
 
 figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
-axis.semilogy(own.losses, color="C3")
+axis.semilogy(own.losses.numpy(), color="C3")
 axis.set(xlabel="training step", ylabel="squared residual left by one step", title="training without solutions")
 plt.show()
 

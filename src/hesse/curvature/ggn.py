@@ -138,7 +138,7 @@ def ggn(
     --------
     >>> net = torch.nn.Linear(2, 1, bias=False)
     >>> operator = ggn(lambda model, x: model(x), net, torch.eye(2) * 3, squared_error_hessian)
-    >>> operator.to_dense()
+    >>> operator.to_dense().detach()
     tensor([[9., 0.],
             [0., 9.]])
 

@@ -2,7 +2,6 @@
 token.
 """
 
-from hesse.curvature.ekfac import Absolute, Relative
 from hesse.influence.corpus import Corpus, find_corpus, keep_corpus, open_corpus
 from hesse.influence.engine import Influence
 from hesse.influence.examples import ArrayExamples, Examples, TokenExamples, as_examples
@@ -19,7 +18,6 @@ from hesse.influence.scores import Ranked, Scores, open_scores
 from hesse.influence.sequences import Sequence, collate, read_rows, tokenize_rows
 
 __all__ = [
-    "Absolute",
     "ArrayExamples",
     "CausalLMLoss",
     "ClassificationLoss",
@@ -36,7 +34,6 @@ __all__ = [
     "Query",
     "Ranked",
     "RegressionLoss",
-    "Relative",
     "ReportData",
     "ReportEntry",
     "ReportQuery",

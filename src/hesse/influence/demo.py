@@ -352,7 +352,8 @@ def recalled(model: nn.Module, questions: Items[Sequence], batch_size: int = 64)
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    # steps of a few milliseconds: a second thread gains a tenth when its core is idle, and loses far more when it is not
+    # steps of a few milliseconds: a second thread gains a tenth when its core is idle, and loses far more when it is
+    # not
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -27,7 +27,7 @@ from hesse.io import Manifest, load_tensors
 from hesse.linalg.eigh import EighKronecker
 from hesse.linalg.operator import LinearOperator
 
-__all__ = ["Factors", "LayerFactors", "load_factors"]
+__all__ = ["Factors", "LayerFactors", "check_against", "damping_text", "load_factors", "parse_damping"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,21 +94,21 @@ class FactWorld:
 def prose_world(
     seed: int = 0, *, num_people: int = 60, num_towns: int = 24, num_companies: int = 20, texts: Items[str] = ()
 ) -> FactWorld:
-    """Facts about invented entities in English prose, each stated three times, among sentences that mislead a word
-    match.
+    """Facts about invented entities in English prose, each stated three times, among sentences that mislead.
 
-    An entity has two or three facts. A fact is stated by two sentences in different wordings and by one short portrait
-    of the entity that states all its facts, the later ones of "they", "the town" or "the firm". It is asked in yet
-    another wording, which the data use for other entities only. Around it stand lures: the entity and the right value
-    in one sentence that states something else, the same with a wrong value, and values without any of the entities.
-    First names, last names and values are shared between entities.
+    An entity has two or three facts. A fact is stated by two sentences in different wordings, and in a third wording by
+    one longer sentence that states all facts of the entity. It is asked in a fourth, which the data use of other
+    entities only. Every statement has the entity before the value, since a model learns from one order only what
+    it is asked in that order. Around the facts stand lures: the entity with the right or a wrong value in a sentence
+    that states something else, the value without the entity, and every wording of nobody in particular. First names,
+    last names and values are shared between entities.
 
     Parameters
     ----------
     seed : int, default 0
         Same seed, same world.
     num_people, num_towns, num_companies : int, default 60, 24, 20
-        Entities of each kind: 272 facts in all. At most 600, 24 and 20: the names run out.
+        Entities of each kind: 268 facts in all. At most 600, 24 and 20: the names run out.
     texts : sequence of str, optional
         Ordinary prose to mix in, a row each, with role "text". Default: none.
 

@@ -3,7 +3,6 @@
 from hesse.io.arrays import ArrayWriter, open_array, save_array, write_array_rows
 from hesse.io.atomic import (
     FileWriter,
-    WriteError,
     atomic_write_bytes,
     atomic_writer,
     clean_temporaries,
@@ -35,7 +34,6 @@ __all__ = [
     "FileWriter",
     "Manifest",
     "Problem",
-    "WriteError",
     "add_sha256",
     "atomic_write_bytes",
     "atomic_write_json",

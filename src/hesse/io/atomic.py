@@ -82,7 +82,15 @@ def _write_all(fd: int, data: memoryview, offset: int | None) -> None:
 
 
 class FileWriter:
-    """The open temporary file of one atomic write; made by ``atomic_writer``."""
+    """The open temporary file of one atomic write; made by ``atomic_writer``.
+
+    Parameters
+    ----------
+    fd : int
+        Open for writing.
+    path : Path
+        The temporary file, for messages.
+    """
 
     def __init__(self, fd: int, path: Path) -> None:
         self._fd = fd

@@ -64,6 +64,7 @@ from hesse.linalg.solvers import (
     randomized_kaczmarz,
     sketch_and_project,
 )
+from hesse.linalg.sparse import spgemm
 from hesse.linalg.stencil import PoissonStencil
 from hesse.linalg.structured import BlockDiagonal, ProductOperator, ScaledOperator, ShiftedOperator, SumOperator
 from hesse.linalg.symmetric import symmetric_exp, symmetric_function, symmetric_log, symmetric_power, symmetric_sqrt
@@ -184,6 +185,7 @@ __all__ = [
     "solve",
     "spectral_density",
     "spectral_norm",
+    "spgemm",
     "svds",
     "symmetric_exp",
     "symmetric_function",

@@ -52,7 +52,7 @@ class DCDMNet(nn.Module):
     channels : int, default 16
         Feature maps of every layer (the paper's).
     levels : int, default 1
-        Poolings. More than one couples distant cells in a single call, but such networks stall on residuals unlike
+        Poolings. More than one couples distant cells in a single call, but may stall on residuals unlike
         those they were trained on.
     num_pairs : tuple of int, default (1, 3, 2)
         Residual pairs before pooling, on the coarsest grid, and after upsampling: the paper's for 64 cells a side;
@@ -73,8 +73,8 @@ class DCDMNet(nn.Module):
     same on one grid, but independent of the number of cells when the network moves to another. Half precision runs
     where torch has the convolutions, and gives directions good to a few percent, which the line search tolerates.
 
-    Cost: 15 convolutions by default, nine of them on the fine grid: 45 thousand multiplications a cell in 2-D with
-    16 channels. Memory: about 2 ``channels`` numbers a cell without gradients.
+    Cost: 15 convolutions by default, nine of them on the fine grid: 22 thousand multiplications a cell in 2-D with
+    16 channels. Memory: three times ``channels`` numbers a cell without gradients.
 
     References
     ----------

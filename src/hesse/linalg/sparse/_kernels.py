@@ -24,6 +24,7 @@ __all__ = [
     "largest_table",
     "multiply",
     "multiply_masked",
+    "pack_columns",
     "pattern_rows",
     "probe_windows",
     "table_size",
@@ -49,6 +50,15 @@ def _trailing_zeros(_typing: Any, _word: Any) -> Any:
         from llvmlite import ir
 
         return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.uint64(types.uint64), generate
+
+
+@intrinsic
+def _set_bits(_typing: Any, _word: Any) -> Any:
+    # number of set bits of a word
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.ctpop(arguments[0])
 
     return types.uint64(types.uint64), generate
 
@@ -94,9 +104,29 @@ def _bits_of(size: int) -> Any:
 
 
 @njit(**_OPTIONS)
-def count_rows(lo, hi, flops, ap, ai, bp, bi, n, mode, flags, keys, used, counts):
-    # Number of columns of every output row, without any value; -1 if the table is too small.
-    # One byte a column, not one bit: stores that read nothing first are twice as fast, and the sum vectorises.
+def pack_columns(bp, bi):
+    # the columns of every row as 64-bit words that are not zero: (pointers, positions, words)
+    # a pattern then merges a word at a time, several columns in one step where they crowd
+    m = bp.size - 1
+    pointers = np.zeros(m + 1, np.int64)
+    positions, words = np.empty(bi.size, bi.dtype), np.empty(bi.size, np.uint64)
+    end = 0
+    for k in range(m):
+        start = end
+        for q in range(bp[k], bp[k + 1]):
+            position = bi[q] >> 6
+            if end == start or positions[end - 1] != position:
+                positions[end] = position
+                words[end] = _WORD(0)
+                end += 1
+            words[end - 1] |= _ONE << (_WORD(bi[q]) & _LOW6)
+        pointers[k + 1] = end
+    return pointers, positions[:end].copy(), words[:end].copy()
+
+
+@njit(**_OPTIONS)
+def count_rows(lo, hi, flops, ap, ai, bp, bi, wp, wi, ww, n, mode, bitmap, keys, used, counts):
+    # number of columns of every output row, without any value; -1 if the table is too small
     for i in range(lo, hi):
         first, last = ap[i], ap[i + 1]
         if last - first <= 1 or flops[i] == 0:
@@ -121,17 +151,17 @@ def count_rows(lo, hi, flops, ap, ai, bp, bi, n, mode, flags, keys, used, counts
                 keys[used[s]] = -1
         else:
             for p in range(first, last):
-                for q in range(bp[ai[p]], bp[ai[p] + 1]):
-                    flags[_WORD(bi[q])] = 1
-            for c in range(n):
-                found += flags[c]
-                flags[c] = 0
+                for q in range(wp[ai[p]], wp[ai[p] + 1]):
+                    bitmap[_WORD(wi[q])] |= ww[q]
+            for w in range(bitmap.size):
+                found += np.int64(_set_bits(bitmap[w]))  # pyright: ignore[reportCallIssue]
+                bitmap[w] = _WORD(0)
         counts[i] = found
     return 0
 
 
 @njit(**_OPTIONS)
-def pattern_rows(lo, hi, flops, ap, ai, bp, bi, n, mode, bitmap, keys, used, op, oi):
+def pattern_rows(lo, hi, flops, ap, ai, bp, bi, wp, wi, ww, n, mode, bitmap, keys, used, op, oi):
     # Columns of every output row, sorted, at positions known from ``count_rows``; -1 if the table is too small.
     for i in range(lo, hi):
         position = op[i]
@@ -160,10 +190,9 @@ def pattern_rows(lo, hi, flops, ap, ai, bp, bi, n, mode, bitmap, keys, used, op,
             oi[op[i] : position].sort()
         elif flops[i] > 0:
             for p in range(first, last):
-                for q in range(bp[ai[p]], bp[ai[p] + 1]):
-                    column = _WORD(bi[q])
-                    bitmap[column >> _SIX] |= _ONE << (column & _LOW6)
-            for w in range((n + 63) >> 6):
+                for q in range(wp[ai[p]], wp[ai[p] + 1]):
+                    bitmap[_WORD(wi[q])] |= ww[q]
+            for w in range(bitmap.size):
                 word = bitmap[w]
                 bitmap[w] = _WORD(0)
                 while word != _WORD(0):

@@ -172,19 +172,16 @@ def count_entries(job: Job) -> np.ndarray:
         place = np.unique(row * b.shape[1] + b.indices[entry_b])
         return np.bincount(place // max(b.shape[1], 1), minlength=a.shape[0]).astype(np.int64)
 
-    def make() -> tuple[Scratch, np.ndarray]:
-        scratch = job.scratch()
-        return scratch, np.zeros(b.shape[1], np.uint8)
+    packed = kernels.pack_columns(b.indptr, b.indices)
 
-    def work(own: tuple[Scratch, np.ndarray], lo: int, hi: int) -> None:
-        scratch, flags = own
+    def work(scratch: Scratch, lo: int, hi: int) -> None:
         end = kernels.count_rows(
-            lo, hi, job.flops, a.indptr, a.indices, b.indptr, b.indices, b.shape[1], job.mode_number,
-            flags, scratch.keys, scratch.used, counts,
+            lo, hi, job.flops, a.indptr, a.indices, b.indptr, b.indices, *packed, b.shape[1], job.mode_number,
+            scratch.bitmap, scratch.keys, scratch.used, counts,
         )  # fmt: skip
         require_table(end)
 
-    run_windows(job.windows(), job.num_threads, make, work)
+    run_windows(job.windows(), job.num_threads, job.scratch, work)
     return counts
 
 

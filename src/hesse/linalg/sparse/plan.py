@@ -193,10 +193,11 @@ def _columns(job: Job, indptr: np.ndarray) -> np.ndarray:
     if kernels is None:
         return _twin.multiply(a, b, "plus_times", None)[1]
     indices = np.empty(int(indptr[-1]), index_dtype(job, int(indptr[-1])))
+    packed = kernels.pack_columns(b.indptr, b.indices)
 
     def work(scratch: Scratch, lo: int, hi: int) -> None:
         end = kernels.pattern_rows(
-            lo, hi, job.flops, a.indptr, a.indices, b.indptr, b.indices, b.shape[1], job.mode_number,
+            lo, hi, job.flops, a.indptr, a.indices, b.indptr, b.indices, *packed, b.shape[1], job.mode_number,
             scratch.bitmap, scratch.keys, scratch.used, indptr, indices,
         )  # fmt: skip
         require_table(end)
