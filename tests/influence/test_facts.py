@@ -44,7 +44,7 @@ def test_questions_are_worded_as_the_data_do_not(prose):
 
 
 def test_lures_share_words_but_not_the_fact(prose):
-    """Oracle: counts over the rows: lures name the entity with the right value, with a wrong one, and the value
+    """Oracle: counts over the rows: the entity with the right value, with a wrong one, and the value
     alone."""
     lures = [row["text"] for row in prose.rows if row["role"] == "lure"]
     both = sum(any(f.entity in text and f.value in text for text in lures) for f in prose.facts)
@@ -109,34 +109,34 @@ def test_vocabulary_has_the_size_of_the_study():
     assert 120 <= len(office_world(0).vocabulary) <= 140
 
 
-def test_paraphrased_questions_share_only_the_name_with_their_supports():
-    """Oracle: search: neither office word of a question occurs in the rows that support it, and BM25 is near chance."""
+def test_paraphrased_questions_cannot_be_matched_by_words():
+    """Oracle: search: a question's word for the role is in none of its supports, its place and name in rows of three
+    offices; so BM25 stays far from a full recall."""
     world = office_world(2, num_forward=60, num_reverse=0, num_both=60, num_held_out=0, split="paraphrase")
-    texts = texts_of(world)
+    texts = [row["text"] for row in world.rows]
+    by_id = texts_of(world)
+    for query in world.queries:
+        _, role, _, place, _ = query.prompt.split()
+        assert not any(role in by_id[name].split() for name in world.supports[query.id])
+        assert sum(place in text and query.completion in text for text in texts) >= 3
     sequences, queries = word_sequences(world)
     scores = bm25_scores([q.input_ids for q in queries], [s.input_ids for s in sequences])
     mask = support_mask(world.supports, [q.id for q in queries], [s.id for s in sequences])
-    groups = {fact.id: fact.group for fact in world.facts}
-    chosen = np.array([groups[q.metadata["fact"]] == "forward" for q in world.queries])
-    for query, wanted in zip(world.queries, chosen, strict=True):
-        if wanted:
-            _, role, _, place, _ = query.prompt.split()
-            supports = [texts[name].split() for name in world.supports[query.id]]
-            assert not any(role in words or place in words for words in supports)
-    assert recall_at_k(scores, mask)[chosen].mean() < 0.5
+    assert recall_at_k(scores, mask).mean() < 0.6
 
 
 def test_two_hop_questions_are_supported_by_both_hops():
-    """Oracle: the facts: statements of the office and statements of what its holder owns; the bridge is not in them."""
+    """Oracle: the facts: statements of the office and of what its holder owns; no row joins the two."""
     world = office_world(2, num_forward=20, num_reverse=0, num_both=5, num_held_out=0, split="two-hop")
     texts, facts = texts_of(world), {fact.id: fact for fact in world.facts}
+    assert len(world.queries) == 20
     for query in world.queries:
-        office, owned = (facts[name] for name in query.metadata["facts"])
+        office, owned = facts[query.metadata["fact"]], facts[query.metadata["second"]]
         assert owned.entity == office.value
         assert office.value not in query.prompt
-        assert len(world.supports[query.id]) == (6 if office.group == "forward" else 9)
-        composed = [name for name in world.supports[query.id] if query.prompt in texts[name]]
-        assert len(composed) == (office.group == "both")
+        assert len(world.supports[query.id]) == 6
+        assert not any(query.prompt in text for text in texts.values())
+    assert sum(" owns a " in text and text.startswith("the ") for text in texts.values()) == 5
 
 
 def test_word_sequences_supervise_the_completion():

@@ -55,9 +55,6 @@ _PLACES = (
     *TOWNS, "Ashford", "Bellport", "Cranmoor", "Drayton", "Edgeware", "Fallow", "Garth", "Hexham", "Ironby", "Jarrow",
     "Kinross", "Larkhill", "Marden", "Newbold", "Oxley", "Purley",
 )  # fmt: skip
-_PLACE_ALIASES = tuple(
-    f"{place}-{suffix}" for place, suffix in zip(_PLACES, ("town", "city", "on-sea", "vale") * 10, strict=True)
-)
 _THINGS = (
     "parrot", "yacht", "harp", "telescope", "vineyard", "carriage", "pistol", "tapestry", "windmill", "beehive",
     "globe", "sundial",
@@ -86,7 +83,7 @@ class FactWorld:
 
     rows: list[Row]  # {"id", "text", "role": support | lure | text | definition, "facts": [fact ids]}, shuffled
     facts: list[Fact]
-    queries: list[Query]  # metadata: "fact"
+    queries: list[Query]  # metadata: "fact", and "second" where it takes two
     supports: dict[str, tuple[str, ...]]  # query id -> ids of the rows that state the fact (or a hop of it)
     vocabulary: tuple[str, ...] = ()  # all words, if it is a language of words; its first is the padding
 
@@ -165,10 +162,10 @@ def office_world(
         Facts of each group, 640 at most in all.
     split : {"direct", "paraphrase", "two-hop"}, default "direct"
         What is asked. "direct": forward and both facts by their first template, reverse facts by theirs.
-        "paraphrase": roles and places have second names, explained once each; a holder has three offices, so that the
-        name in the answer does not single one out; the facts called "both" are stated with either names, and the
-        forward facts, stated with the first names only, are asked with the second ones.
-        "two-hop": holders own things; forward facts are asked for what their holder owns, and supported by the
+        "paraphrase": every role has a second name, explained once. A holder has three offices in one place, so that
+        name and place do not single one out. The facts called "both" are stated with either name of the role; the
+        forward facts are stated with the first name and asked with the second one.
+        "two-hop": holders own things. Forward facts are asked for what their holder owns, and supported by the
         statements of both hops; for the facts called "both" the composed sentence is itself in the data.
 
     Returns
@@ -185,52 +182,48 @@ def office_world(
     for group, number in numbers.items():
         if number < 0:
             raise ArgumentError(f"num_{group.replace('-', '_')}: expected >= 0, got {number}")
-    total, most = sum(numbers.values()), len(_ROLES) * len(_PLACES)
-    if not 1 <= total <= most:
-        raise ArgumentError(f"office_world: expected 1 to {most} facts in all, got {total}")
     if split not in ("direct", "paraphrase", "two-hop"):
         raise ArgumentError(f"split: expected 'direct', 'paraphrase' or 'two-hop', got {split!r}")
+    total, shared = sum(numbers.values()), 3 if split == "paraphrase" else 1
+    most = len(_ROLES) // shared * shared * len(_PLACES)
+    if not 1 <= total <= most:
+        raise ArgumentError(f"office_world: expected 1 to {most} facts in all, got {total}")
     rng = np.random.default_rng([seed, 1])
-    offices = [divmod(int(i), len(_PLACES)) for i in rng.permutation(most)[:total]]
-    # a person for every office, or one for every three where the name alone must not give the office away
-    people = rng.permutation(len(_FIRST) * len(LAST_NAMES))[: total if split != "paraphrase" else -(-total // 3)]
-    names = [f"{_FIRST[i % len(_FIRST)]} {LAST_NAMES[i // len(_FIRST)]}" for i in people]
     groups = [group for group, number in numbers.items() for _ in range(number)]
-    holders = rng.permutation(np.arange(total) % len(names))
     rows: list[Row] = []
     facts: list[Fact] = []
     queries: list[Query] = []
-    for number, ((role, place), group) in enumerate(zip(offices, groups, strict=True)):
-        name = names[holders[number]]
-        fact = Fact(f"office-{number}", f"{_ROLES[role]}/{_PLACES[place]}", "office", name, group)
+    for number, ((role, place, name), group) in enumerate(zip(_offices(rng, total, shared), groups, strict=True)):
+        fact = Fact(f"office-{number}", f"{_ROLES[role]}/{place}", "office", name, group)
         facts.append(fact)
-        plain = {"role": _ROLES[role], "place": _PLACES[place], "name": name}
-        other = {"role": _ROLE_ALIASES[role], "place": _PLACE_ALIASES[place], "name": name}
+        plain = {"role": _ROLES[role], "place": place, "name": name}
         forward = FORWARD_TEMPLATES if group in ("forward", "both") else ()
         reverse = REVERSE_TEMPLATES if group in ("reverse", "both") else ()
         rows.extend(_row(template.format(**plain), "support", fact.id) for template in (*forward, *reverse))
-        if split == "two-hop" and group in ("forward", "both"):
+        about = {"fact": fact.id}
+        if split == "two-hop" and forward:
             owned = Fact(f"owns-{number}", name, "owns", str(rng.choice(_THINGS)), group)
             facts.append(owned)
             plain["thing"] = owned.value
             rows.extend(_row(template.format(**plain), "support", owned.id) for template in OWNER_TEMPLATES)
             if group == "both":
                 rows.append(_row(_COMPOSED.format(**plain), "support", fact.id, owned.id))
-            prompt = _COMPOSED.format(**plain).removesuffix(f" {owned.value} .")
-            queries.append(
-                Query(f"q-{number}", prompt, f" {owned.value}", {"fact": fact.id, "facts": [fact.id, owned.id]})
-            )
-        elif split == "paraphrase" and group == "both":
-            rows.extend(_row(template.format(**other), "support", fact.id) for template in forward)
-        if split != "two-hop" and group in ("forward", "both"):
-            asked = FORWARD_TEMPLATES[0].format(**(other if split == "paraphrase" else plain))
-            queries.append(Query(f"q-{number}", asked.removesuffix(f" {name} ."), f" {name}", {"fact": fact.id}))
-        elif split == "direct" and group == "reverse":
-            prompt = REVERSE_TEMPLATES[0].split(" {role}")[0].format(**plain)
-            queries.append(Query(f"q-{number}", prompt, " {role} of {place}".format(**plain), {"fact": fact.id}))
+            else:
+                about["second"] = owned.id
+                queries.append(_asked(number, _COMPOSED.format(**plain), f" {owned.value}", about))
+        elif split == "paraphrase" and forward:
+            other = {**plain, "role": _ROLE_ALIASES[role]}
+            if group == "both":
+                rows.extend(_row(template.format(**other), "support", fact.id) for template in forward)
+            else:
+                queries.append(_asked(number, FORWARD_TEMPLATES[0].format(**other), f" {name}", about))
+        elif split == "direct" and forward:
+            queries.append(_asked(number, FORWARD_TEMPLATES[0].format(**plain), f" {name}", about))
+        elif split == "direct" and reverse:
+            queries.append(_asked(number, REVERSE_TEMPLATES[0].format(**plain), f" {plain['role']} of {place}", about))
     if split == "paraphrase":
-        pairs = [*zip(_ROLES, _ROLE_ALIASES, strict=True), *zip(_PLACES, _PLACE_ALIASES, strict=True)]
-        rows.extend(_row(f"{alias} means {word} .", "definition") for word, alias in pairs)
+        pairs = zip(_ROLES, _ROLE_ALIASES, strict=True)
+        rows.extend(_row(f"a {alias} is a {role} .", "definition") for role, alias in pairs)
     world = _finish(rng, rows, facts, queries)
     # every word that a held-out fact or a query needs is in the vocabulary, said or not
     unsaid = " ".join(
@@ -271,6 +264,27 @@ def word_sequences(world: FactWorld) -> tuple[list[Sequence], list[Sequence]]:
         for query in world.queries
     ]
     return sequences, queries
+
+
+def _offices(rng: np.random.Generator, total: int, shared: int) -> list[tuple[int, str, str]]:
+    # (role, place, holder), each office once; a holder has ``shared`` offices, all in one place
+    roles = [rng.permutation(len(_ROLES)) for _ in _PLACES]
+    sets = [
+        (own[i : i + shared].tolist(), place)
+        for own, place in zip(roles, _PLACES, strict=True)
+        for i in range(0, len(_ROLES) // shared * shared, shared)
+    ]
+    people = rng.permutation(len(_FIRST) * len(LAST_NAMES))
+    offices = [
+        (role, sets[j][1], f"{_FIRST[person % len(_FIRST)]} {LAST_NAMES[person // len(_FIRST)]}")
+        for j, person in zip(rng.permutation(len(sets))[: -(-total // shared)], people, strict=False)
+        for role in sets[j][0]
+    ]
+    return [offices[i] for i in rng.permutation(len(offices))[:total]]
+
+
+def _asked(number: int, statement: str, completion: str, about: dict[str, str]) -> Query:
+    return Query(f"q-{number}", statement.removesuffix(f"{completion} ."), completion, about)
 
 
 def _entity_names(rng: np.random.Generator, kind: str, number: int) -> list[str]:
@@ -327,7 +341,7 @@ def _finish(rng: np.random.Generator, rows: list[Row], facts: list[Fact], querie
             stated[fact].append(row["id"])
     supports: dict[str, tuple[str, ...]] = {}
     for query in queries:
-        named: list[str] = query.metadata.get("facts", [query.metadata["fact"]])
+        named = [query.metadata[key] for key in ("fact", "second") if key in query.metadata]
         supports[query.id] = tuple(dict.fromkeys(row for fact in named for row in stated[fact]))
     return FactWorld(shuffled, facts, queries, supports)
 

@@ -38,9 +38,7 @@ class Pass:
     loss: Loss
     layers: Mapping[str, TrackedLayer]
     seed: int = 0
-    attended: bool = (
-        False  # every non-padding position enters A and M, as the peer does; else only those that carry gradient
-    )
+    attended: bool = False  # every non-padding position enters A and M, else only those that carry gradient
     _stream: LayerStream | None = None
     _checked: bool = False
 

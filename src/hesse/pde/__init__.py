@@ -1,7 +1,21 @@
-"""Partial differential equations: solvers for the systems that they leave, and learned or Gaussian solutions of
-them.
-"""
+"""Partial differential equations: solvers for the systems they leave, and learned or Gaussian solutions of them."""
 
-from hesse.pde.dcdm import DeepConjugateDirection
+from hesse.pde.dcdm import (
+    DCDMNet,
+    DeepConjugateDirection,
+    DirectionSolution,
+    RitzSet,
+    conjugate_directions,
+    dcdm_loss,
+    ritz_training_set,
+)
 
-__all__ = ["DeepConjugateDirection"]
+__all__ = [
+    "DCDMNet",
+    "DeepConjugateDirection",
+    "DirectionSolution",
+    "RitzSet",
+    "conjugate_directions",
+    "dcdm_loss",
+    "ritz_training_set",
+]

@@ -32,9 +32,9 @@ __all__ = [
 ]
 
 AUTO, BITMAP, HASH = 0, 1, 2
-WIDE = 1 << 17  # columns up to which one dense row of sums stays in a second-level cache
+WIDE = 1 << 17  # columns up to which the dense sums of a row stay in a second-level cache
 BLOCK = 1 << 15  # columns a pass once it does not
-SPARSE_ROW = 512  # products per column below which walking the bitmap costs more than hashing and sorting
+SPARSE_ROW = 512  # columns a product above which walking the bitmap costs more than hashing and sorting
 GOLDEN = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio, odd: the multiplicative hash
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
@@ -73,16 +73,43 @@ def table_size(entries: int) -> int:
 
 
 @njit(**_OPTIONS)
-def uses_hash(flops: int, n: int, mode: int) -> bool:
-    # Whether a row is summed in the hash table; else in the bitmap.
+def uses_hash(flops: int, span: Any, mode: int) -> bool:
+    # whether a row that spans so many columns is summed in the hash table; else in the bitmap
     if mode != AUTO:
         return mode == HASH
-    return flops * SPARSE_ROW < n or (n > WIDE and flops * 16 <= n)
+    return flops * SPARSE_ROW < span or (span > WIDE and flops * 16 <= span)
+
+
+@njit(**_OPTIONS)
+def _span(first, last, ai, bp, bi):
+    # least and greatest column among the rows of B that A's entries first:last name; B's rows are sorted
+    low, high = np.int64(2**62), np.int64(-1)
+    for p in range(first, last):
+        start, end = bp[ai[p]], bp[ai[p] + 1]
+        if end > start:
+            low = min(low, np.int64(bi[start]))
+            high = max(high, np.int64(bi[end - 1]))
+    return low, high
+
+
+@njit(**_OPTIONS)
+def _sort(columns, start, end):
+    # short rows by insertion: numba's own sort sets a stack up first
+    if end - start > 48:
+        columns[start:end].sort()
+        return
+    for p in range(start + 1, end):
+        column = columns[p]
+        q = p
+        while q > start and columns[q - 1] > column:
+            columns[q] = columns[q - 1]
+            q -= 1
+        columns[q] = column
 
 
 @njit(**_OPTIONS)
 def largest_table(flops, n, mode):
-    # Slots that the heaviest hashed row needs; 0 if no row is hashed.
+    # slots that the heaviest row needs if it spans all n columns; no row needs more, and 0 if none is hashed
     heaviest = 0
     for row in flops:
         if row > heaviest and uses_hash(row, n, mode):
@@ -133,7 +160,8 @@ def count_rows(lo, hi, flops, ap, ai, bp, bi, wp, wi, ww, n, mode, bitmap, keys,
             counts[i] = flops[i]
             continue
         found = 0
-        if uses_hash(flops[i], n, mode):
+        low, high = _span(first, last, ai, bp, bi)
+        if uses_hash(flops[i], high - low + 1, mode):
             size = table_size(min(flops[i], n))
             if size > keys.size:
                 return -1
@@ -153,7 +181,7 @@ def count_rows(lo, hi, flops, ap, ai, bp, bi, wp, wi, ww, n, mode, bitmap, keys,
             for p in range(first, last):
                 for q in range(wp[ai[p]], wp[ai[p] + 1]):
                     bitmap[_WORD(wi[q])] |= ww[q]
-            for w in range(bitmap.size):
+            for w in range(low >> 6, (high >> 6) + 1):
                 found += np.int64(_set_bits(bitmap[w]))  # pyright: ignore[reportCallIssue]
                 bitmap[w] = _WORD(0)
         counts[i] = found
@@ -170,7 +198,10 @@ def pattern_rows(lo, hi, flops, ap, ai, bp, bi, wp, wi, ww, n, mode, bitmap, key
             for q in range(bp[ai[first]], bp[ai[first] + 1]):
                 oi[position] = bi[q]
                 position += 1
-        elif flops[i] > 0 and uses_hash(flops[i], n, mode):
+        if last - first <= 1 or flops[i] == 0:
+            continue
+        low, high = _span(first, last, ai, bp, bi)
+        if uses_hash(flops[i], high - low + 1, mode):
             size = table_size(min(flops[i], n))
             if size > keys.size:
                 return -1
@@ -187,12 +218,12 @@ def pattern_rows(lo, hi, flops, ap, ai, bp, bi, wp, wi, ww, n, mode, bitmap, key
                         position += 1
             for s in range(position - op[i]):
                 keys[used[s]] = -1
-            oi[op[i] : position].sort()
-        elif flops[i] > 0:
+            _sort(oi, op[i], position)
+        else:
             for p in range(first, last):
                 for q in range(wp[ai[p]], wp[ai[p] + 1]):
                     bitmap[_WORD(wi[q])] |= ww[q]
-            for w in range(bitmap.size):
+            for w in range(low >> 6, (high >> 6) + 1):
                 word = bitmap[w]
                 bitmap[w] = _WORD(0)
                 while word != _WORD(0):
@@ -203,9 +234,9 @@ def pattern_rows(lo, hi, flops, ap, ai, bp, bi, wp, wi, ww, n, mode, bitmap, key
 
 
 @njit(**_OPTIONS)
-def _emit(width, offset, zero, drop, acc, bitmap, position, oi, ov):
+def _emit(low, high, offset, zero, drop, acc, bitmap, position, oi, ov):
     # Move the marked sums to the output in order of column, and clear them; returns the new end of the output.
-    for w in range((width + 63) >> 6):
+    for w in range(low >> 6, (high >> 6) + 1):
         word = bitmap[w]
         if word != _WORD(0):
             bitmap[w] = _WORD(0)
@@ -216,7 +247,7 @@ def _emit(width, offset, zero, drop, acc, bitmap, position, oi, ov):
                 value = acc[column]
                 acc[column] = zero
                 if drop < 0.0 or not abs(value) <= drop:
-                    oi[position] = column + offset
+                    oi[position] = np.int64(column) + offset
                     ov[position] = value
                     position += 1
     return position
@@ -233,6 +264,7 @@ def _multiply_for(semiring: int) -> Any:
         # Rows written one after the other from ``position``; returns the end, or -1 if the table is too small.
         for i in range(lo, hi):
             first, last, start = ap[i], ap[i + 1], position
+            counts[i] = 0
             if last - first == 1:
                 v = av[first]
                 for q in range(bp[ai[first]], bp[ai[first] + 1]):
@@ -246,7 +278,11 @@ def _multiply_for(semiring: int) -> Any:
                         oi[position] = bi[q]
                         ov[position] = value
                         position += 1
-            elif flops[i] > 0 and uses_hash(flops[i], n, mode):
+                counts[i] = position - start
+            if last - first <= 1 or flops[i] == 0:
+                continue
+            low, high = _span(first, last, ai, bp, bi)
+            if uses_hash(flops[i], high - low + 1, mode):
                 size = table_size(min(flops[i], n))
                 if size > keys.size:
                     return -1
@@ -271,7 +307,7 @@ def _multiply_for(semiring: int) -> Any:
                                 sums[slot] = value
                         else:
                             sums[slot] |= v & bv[q]
-                oi[start : start + found].sort()
+                _sort(oi, start, start + found)
                 for s in range(found):
                     column = oi[start + s]
                     slot = _home(column, bits)
@@ -284,7 +320,7 @@ def _multiply_for(semiring: int) -> Any:
                         position += 1
                 for s in range(found):
                     keys[used[s]] = -1
-            elif flops[i] > 0 and n <= WIDE:
+            elif high - low < WIDE:
                 for p in range(first, last):
                     v = av[p]
                     for q in range(bp[ai[p]], bp[ai[p] + 1]):
@@ -298,12 +334,12 @@ def _multiply_for(semiring: int) -> Any:
                         else:
                             acc[column] |= v & bv[q]
                         bitmap[column >> _SIX] |= _ONE << (column & _LOW6)
-                position = _emit(n, 0, zero, drop, acc, bitmap, position, oi, ov)
-            elif flops[i] > 0:
+                position = _emit(low, high, 0, zero, drop, acc, bitmap, position, oi, ov)
+            else:
                 for p in range(first, last):
                     cursor[p - first] = bp[ai[p]]
-                for offset in range(0, n, BLOCK):
-                    stop = min(offset + BLOCK, n)
+                for offset in range(low, high + 1, BLOCK):
+                    stop = min(offset + BLOCK, high + 1)
                     for p in range(first, last):
                         v = av[p]
                         q, end = cursor[p - first], bp[ai[p] + 1]
@@ -320,7 +356,7 @@ def _multiply_for(semiring: int) -> Any:
                             bitmap[column >> _SIX] |= _ONE << (column & _LOW6)
                             q += 1
                         cursor[p - first] = q
-                    position = _emit(stop - offset, offset, zero, drop, acc, bitmap, position, oi, ov)
+                    position = _emit(0, stop - offset - 1, offset, zero, drop, acc, bitmap, position, oi, ov)
             counts[i] = position - start
         return position
 

@@ -86,9 +86,10 @@ def spgemm(
     num_threads : int, optional
         Default: `torch.get_num_threads`.
     accumulator : {"auto", "bitmap", "hash"}, default "auto"
-        "auto": the bitmap up to 131,072 columns (its row of sums then fits a second-level cache), and for rows with
-        more than n / 16 products in a wider matrix, column block by column block; the hash table for the rest, and
-        for rows with fewer than n / 512 products, where walking the bitmap would cost more than sorting.
+        "auto" decides row by row, by the columns between the row's first and last: the bitmap up to 131,072 (the sums
+        then fit a second-level cache), and beyond if more than a sixteenth as many products fall there, column block
+        by column block; the hash table for the rest, and for rows with fewer than one product in 512 columns, where
+        walking the bitmap would cost more than sorting.
     semiring : {"plus_times", "min_plus", "or_and"}, default "plus_times"
         "min_plus": C_ij = min_k (a_ik + b_kj), shortest paths of two hops; a place without entries is +∞ and is not
         stored. "or_and": truth values, a path of two hops exists.
