@@ -116,7 +116,7 @@ class Arms:
 
 
 def take_turns(arms: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Least CPU seconds of every arm over the rounds, one thread, the arms in turn and the order reversed each round."""
+    """Least CPU seconds of every arm over the rounds, the arms in turn and the order reversed each round."""
     best = dict.fromkeys(arms, float("inf"))
     for turn in range(rounds):
         for name in list(arms)[:: 1 if turn % 2 == 0 else -1]:
@@ -154,10 +154,10 @@ def equal_scores(scale: Scale) -> list[Claim]:
 def speed(scale: Scale) -> list[Claim]:
     """Fit and score at equal settings; the plain forward and backward pass beside it as the physical limit."""
     torch.set_num_threads(THREADS)
-    shape = Shape(seed=scale.seed, sequences=scale(smoke=32, full=192), queries=scale(smoke=4, full=32))
+    shape = Shape(seed=scale.seed, sequences=scale(smoke=32, full=128), queries=scale(smoke=4, full=32))
     claims = []
     for ragged in (True, False):
-        rounds = scale(smoke=1, full=2 if ragged else 1)
+        rounds = 1  # a round of the peer takes a minute
         arms = Arms(Shape(**{**vars(shape), "ragged": ragged}))
         fit = take_turns({"hesse": arms.fit, "kronfluence": lambda a=arms: a.peer.fit(a.train)}, rounds)
         plain = partial(_plain_pass, arms.model, arms.train, shape.batch)
@@ -197,7 +197,7 @@ def speed(scale: Scale) -> list[Claim]:
 def all_linear_speed(scale: Scale) -> Claim:
     """End to end with every linear layer tracked, where shared inputs pay."""
     torch.set_num_threads(THREADS)
-    shape = Shape(seed=scale.seed, sequences=scale(smoke=32, full=192), queries=scale(smoke=4, full=32))
+    shape = Shape(seed=scale.seed, sequences=scale(smoke=32, full=128), queries=scale(smoke=4, full=32))
     arms = Arms(shape, "all-linear")
 
     def ours() -> None:
@@ -208,7 +208,7 @@ def all_linear_speed(scale: Scale) -> Claim:
         arms.peer.fit(arms.train)
         arms.peer.score(arms.queries, arms.train)
 
-    best = take_turns({"hesse": ours, "kronfluence": theirs}, scale(smoke=1, full=2))
+    best = take_turns({"hesse": ours, "kronfluence": theirs}, 1)
     ratio = best["kronfluence"] / best["hesse"]
     return Claim("B6 all-linear end to end over kronfluence", ratio, 1.6, "higher", {**best, "rows": "ragged"}, True)
 
@@ -218,7 +218,7 @@ def bfloat16_speed(scale: Scale) -> list[Claim]:
     faster."""
     torch.set_num_threads(THREADS)
     probe = _bfloat16_probe()
-    shape = Shape(seed=scale.seed, sequences=scale(smoke=32, full=192), queries=scale(smoke=4, full=32))
+    shape = Shape(seed=scale.seed, sequences=scale(smoke=32, full=128), queries=scale(smoke=4, full=32))
     arms = Arms(shape)
     half = Influence(build(shape)[0].bfloat16(), fisher="empirical", positions="attended")
 
@@ -233,7 +233,7 @@ def bfloat16_speed(scale: Scale) -> list[Claim]:
     got: dict[str, Any] = {}
     best = take_turns(
         {"hesse": lambda: got.update(ours=fast()), "kronfluence": lambda: got.update(theirs=theirs())},
-        scale(smoke=1, full=2),
+        1,
     )
     correlation = min(float(np.corrcoef(a, b)[0, 1]) for a, b in zip(got["ours"], got["theirs"].numpy(), strict=True))
     rows = {**best, "bf16 GEMM over float32": probe}
