@@ -51,7 +51,7 @@ def test_rotated_gradients_either_way(positions, bias):
     left, right = basis(5, 1), basis(6 + bias, 2)
     gradients = loop(rows)
     torch.testing.assert_close(sequence_gradients(rows), gradients)
-    torch.testing.assert_close(rotated_gradients(rows, left, right), left.T @ gradients @ right)
+    torch.testing.assert_close(rotated_gradients(rows, left, right, Scratch()), left.T @ gradients @ right)
     torch.testing.assert_close(rotate(gradients, left, right), left.T @ gradients @ right)
     torch.testing.assert_close(rotate_back(rotate(gradients, left, right), left, right), gradients)
 

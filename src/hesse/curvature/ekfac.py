@@ -148,7 +148,7 @@ def rotate_back(matrix: Tensor, left: Tensor, right: Tensor) -> Tensor:
     return left @ matrix @ right.T
 
 
-def rotated_gradients(rows: Captured, left: Tensor, right: Tensor) -> Tensor:
+def rotated_gradients(rows: Captured, left: Tensor, right: Tensor, scratch: Scratch) -> Tensor:
     """Q_Sᵀ D_n Q_A for every sequence, the rows rotated first where that is cheaper.
 
     Parameters
@@ -157,6 +157,8 @@ def rotated_gradients(rows: Captured, left: Tensor, right: Tensor) -> Tensor:
         Inputs and output gradients of one layer.
     left, right : Tensor, shapes (p, p) and (m, m)
         Q_S and Q_A, in the dtype of the products.
+    scratch : Scratch
+        Room for rotated rows and for the result, which is valid until the next call.
 
     Returns
     -------
@@ -165,7 +167,12 @@ def rotated_gradients(rows: Captured, left: Tensor, right: Tensor) -> Tensor:
     """
     if not _rows_first(rows, left, right):
         return rotate(sequence_gradients(rows).to(left.dtype), left, right)
-    return torch.bmm((rows.grads.to(left.dtype) @ left).transpose(1, 2), rotate_rows(rows, right))
+    source = rows.grads.to(left.dtype)
+    grads = torch.matmul(source, left, out=scratch.take("rotated grads", source.shape, left))
+    room = scratch.take("rotated inputs", (*rows.inputs.shape[:2], right.shape[1]), right)
+    inputs = rotate_rows(rows, right, out=room)
+    room = scratch.take("rotated gradients", (len(grads), left.shape[1], right.shape[1]), left)
+    return torch.bmm(grads.transpose(1, 2), inputs, out=room)
 
 
 def second_moment(

@@ -196,7 +196,7 @@ def _block_by_sequence(rows: Captured, queries: QueryMatrices, dtype: torch.dtyp
     gradient = scratch.take("gradient", (len(d), d.shape[2], x.shape[2]), d)
     gradient = torch.bmm(d.transpose(1, 2), x, out=gradient).flatten(1)
     bias = d.sum(1) if rows.layer.has_bias else None
-    blocks = [queries] if isinstance(queries, DenseQueries) else _expanded(queries, rows.layer.has_bias, dtype)
+    blocks = [queries] if isinstance(queries, DenseQueries) else _expanded(queries, rows.layer.has_bias, dtype, scratch)
     out = []
     for block in blocks:
         part = block.weight.to(dtype).flatten(1) @ gradient.T
@@ -206,16 +206,15 @@ def _block_by_sequence(rows: Captured, queries: QueryMatrices, dtype: torch.dtyp
     return out[0] if len(out) == 1 else torch.cat(out)
 
 
-def _expanded(queries: LowRankQueries, has_bias: bool, dtype: torch.dtype) -> Iterator[DenseQueries]:
+def _expanded(queries: LowRankQueries, has_bias: bool, dtype: torch.dtype, scratch: Scratch) -> Iterator[DenseQueries]:
     # P_q in full again, a few queries at a time
     step = max(1, _BLOCK_BYTES // (queries.left.shape[1] * queries.right.shape[1] * dtype.itemsize))
     for left, right in zip(queries.left.split(step), queries.right.split(step), strict=True):
         left, right = left.to(dtype), right.to(dtype)
-        if has_bias:
-            bias = torch.einsum("qpr,qr->qp", left, right[:, -1])
-            yield DenseQueries(left @ right[:, :-1].transpose(1, 2), bias)
-        else:
-            yield DenseQueries(left @ right.transpose(1, 2), None)
+        inputs = right[:, : right.shape[1] - has_bias].transpose(1, 2)
+        room = scratch.take("expanded", (len(left), left.shape[1], inputs.shape[2]), left)
+        bias = torch.einsum("qpr,qr->qp", left, right[:, -1]) if has_bias else None
+        yield DenseQueries(torch.bmm(left, inputs, out=room), bias)
 
 
 def _query_blocks(queries: LowRankQueries, bytes_per_column: int) -> list[tuple[Tensor, Tensor]]:

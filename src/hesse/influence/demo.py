@@ -56,12 +56,14 @@ _KIND = "demo-model"
 
 @dataclass(frozen=True, slots=True)
 class TrainingSettings:
-    """How to train: AdamW, linear warm-up over 50 steps, cosine decay."""
+    """How to train: AdamW, a linear warm-up, cosine decay."""
 
     epochs: int = 12
     learning_rate: float = 2e-3
     weight_decay: float = 0.1
     batch_tokens: int = 384  # small batches: on so little data, steps count more than their precision
+    warm_up: int = 50  # steps
+    half: bool = False  # forward and backward in bfloat16 on weights kept in float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class DemoSettings:
     """
 
     seed: int = 0
-    num_people: int = 60
+    num_people: int = 120
     num_towns: int = 24
     num_companies: int = 20
     num_texts: int = 300
@@ -306,11 +308,12 @@ def train_language_model(
             summed, counted = 0.0, 0
             for indices in epoch:
                 for group in optimizer.param_groups:
-                    group["lr"] = settings.learning_rate * _schedule(step, total)
+                    group["lr"] = settings.learning_rate * _schedule(step, total, settings.warm_up)
                 batch = collate([sequences[i] for i in indices])
-                loss, tokens = _summed_loss(model, batch)
+                with torch.autocast("cpu", torch.bfloat16, enabled=settings.half):
+                    loss, tokens = _summed_loss(model, batch)
                 if not bool(torch.isfinite(loss)):
-                    raise NumericalError(f"training: the loss is {float(loss)} at step {step}; lower the learning rate")
+                    raise NumericalError(f"training: the loss is {loss.item()} at step {step}; lower the rate")
                 # sums over tokens, so long texts weigh more, divided by a constant that keeps the step's scale
                 (loss / (len(indices) * float(lengths.mean()))).backward()
                 nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -386,8 +389,8 @@ def _batches(lengths: np.ndarray, budget: int, rng: np.random.Generator) -> Iter
         yield batches[number]
 
 
-def _schedule(step: int, total: int) -> float:
-    return min(1.0, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * step / total))
+def _schedule(step: int, total: int, warm_up: int) -> float:
+    return min(1.0, (step + 1) / max(warm_up, 1)) * (0.5 + 0.5 * math.cos(math.pi * step / total))
 
 
 def _wrapped(inner: Any) -> Any:

@@ -22,6 +22,7 @@ from hesse.curvature.ekfac import (
     sequence_gradients,
 )
 from hesse.curvature.layers import TrackedLayer
+from hesse.curvature.scratch import Scratch
 from hesse.errors import ArgumentError, ShapeError
 from hesse.io import Manifest, load_tensors
 from hesse.linalg.eigh import EighKronecker
@@ -72,7 +73,7 @@ class LayerFactors:
             return matrix / damped
         return rotate_back(rotate(matrix, self.left, self.right) / damped, self.left, self.right)
 
-    def precondition_rows(self, rows: Captured, dtype: torch.dtype) -> Tensor:
+    def precondition_rows(self, rows: Captured, dtype: torch.dtype, scratch: Scratch) -> Tensor:
         """(G + λI)⁻¹ D_n of every sequence of a batch, without forming D_n where rotating its rows is cheaper.
 
         Parameters
@@ -81,16 +82,20 @@ class LayerFactors:
             Inputs and output gradients of this layer.
         dtype : dtype
             Of the result where the factors have no basis.
+        scratch : Scratch
+            Room for the result, which is valid until the next call.
 
         Returns
         -------
         Tensor, shape (B, p, m)
-            A tensor of its own.
+            May be changed in place.
         """
         damped = self.damped()
         if damped is None or self.left is None or self.right is None:
             return self.precondition(sequence_gradients(rows).to(dtype))
-        return rotate_back(rotated_gradients(rows, self.left, self.right).div_(damped), self.left, self.right)
+        rotated = rotated_gradients(rows, self.left, self.right, scratch).div_(damped)
+        half = torch.matmul(rotated, self.right.T, out=scratch.take("half rotated", tuple(rotated.shape), rotated))
+        return torch.matmul(self.left, half, out=scratch.take("preconditioned", tuple(rotated.shape), rotated))
 
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> "LayerFactors":
         """Convert every tensor.

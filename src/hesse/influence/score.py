@@ -98,6 +98,7 @@ def prepare_queries(
     numbers = list(range(len(queries))) if chosen is None else list(chosen)
     check_memory(run_pass, len(numbers), settings, dtype)
     kept: dict[str, QueryMatrices] = {}
+    scratch = Scratch()
     done = 0
 
     def consume(rows: Captured) -> None:
@@ -108,7 +109,7 @@ def prepare_queries(
             kept[name] = empty_queries(rows.layer, len(numbers), settings.rank, dtype, rows.grads.device)
         first = done
         for block in rows.blocks(_BLOCK_ENTRIES):  # full-rank gradients are held at once
-            inverse = factor.precondition_rows(block, wide)
+            inverse = factor.precondition_rows(block, wide, scratch)
             if measurement is not None:
                 inverse.neg_()
             if not bool(torch.isfinite(inverse.sum())):
@@ -351,6 +352,7 @@ def self_scores(run_pass: Pass, factors: Factors, examples: Examples, settings: 
     """
     out = torch.zeros(len(examples), dtype=torch.float64)
     places: list[int] = []
+    scratch = Scratch()
 
     def consume(rows: Captured) -> None:
         factor = factors[rows.layer.name]
@@ -360,7 +362,7 @@ def self_scores(run_pass: Pass, factors: Factors, examples: Examples, settings: 
             if factor.left is None or factor.right is None:
                 gradient = sequence_gradients(block)
             else:
-                gradient = rotated_gradients(block, factor.left, factor.right)
+                gradient = rotated_gradients(block, factor.left, factor.right, scratch)
             squares = gradient.square() if damped is None else gradient.square() / damped
             parts.append(squares.sum((1, 2), dtype=torch.float64))
         out[places] += torch.cat(parts).cpu()
