@@ -103,7 +103,7 @@ METHODS: tuple[Method, ...] = (
         title="Sparse matrix product by windows and a hashed scratchpad, with a model of its memory traffic",
         papers=(Paper("Shivdikar", 2021, "2105.14156"),),
         import_path="hesse.linalg.spgemm",
-        claim="multiplies sparse matrices faster than scipy, and reproduces the traffic counts of the thesis",
+        claim="multiplies matrices with many partial products a row faster than SciPy, and counts traffic and hash probes",
         status="beta",
     ),
 )

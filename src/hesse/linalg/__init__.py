@@ -64,7 +64,7 @@ from hesse.linalg.solvers import (
     randomized_kaczmarz,
     sketch_and_project,
 )
-from hesse.linalg.sparse import spgemm
+from hesse.linalg.sparse import SpgemmCounts, SpgemmPlan, rmat, spgemm, spgemm_model, spgemm_symbolic
 from hesse.linalg.stencil import PoissonStencil
 from hesse.linalg.structured import BlockDiagonal, ProductOperator, ScaledOperator, ShiftedOperator, SumOperator
 from hesse.linalg.symmetric import symmetric_exp, symmetric_function, symmetric_log, symmetric_power, symmetric_sqrt
@@ -126,6 +126,8 @@ __all__ = [
     "Sparse",
     "SparseSign",
     "SpectralDensity",
+    "SpgemmCounts",
+    "SpgemmPlan",
     "Status",
     "SumOperator",
     "TensorSRHT",
@@ -176,6 +178,7 @@ __all__ = [
     "power_iteration",
     "principal_angles",
     "randomized_kaczmarz",
+    "rmat",
     "rsvd",
     "safe_cholesky",
     "shift_inverse",
@@ -186,6 +189,8 @@ __all__ = [
     "spectral_density",
     "spectral_norm",
     "spgemm",
+    "spgemm_model",
+    "spgemm_symbolic",
     "svds",
     "symmetric_exp",
     "symmetric_function",
