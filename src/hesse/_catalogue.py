@@ -103,7 +103,7 @@ METHODS: tuple[Method, ...] = (
         title="Sparse matrix product by windows and a hashed scratchpad, with a model of its memory traffic",
         papers=(Paper("Shivdikar", 2021, "2105.14156"),),
         import_path="hesse.linalg.spgemm",
-        claim="multiplies matrices with many partial products a row faster than SciPy, and counts traffic and hash probes",
+        claim="multiplies matrices of many partial products a row faster than SciPy; counts traffic and probes",
         status="beta",
     ),
 )
