@@ -140,6 +140,7 @@ def test_answers_and_report(stage, tmp_path):
         for entry in query.proponents:
             assert entry.extra["bm25"] == 1 + int((scores > scores[ids.index(entry.id)]).sum())
             assert entry.extra["supports"] == (entry.id in stage.world.supports[query.id])
+            assert entry.values is not None
             np.testing.assert_allclose(sum(entry.values), entry.score, rtol=1e-3, atol=1e-6)
     page = out.read_text("utf-8")
     assert all(query.prompt in page for query in result.data.queries)

@@ -148,6 +148,7 @@ def test_word_sequences_supervise_the_completion():
         assert " ".join(world.vocabulary[i] for i in sequence.input_ids) == row["text"]
         assert sequence.labels[0] == -100
         assert (sequence.labels[1:] == sequence.input_ids[1:]).all()
+        assert sequence.offsets is not None
         assert [row["text"][a:b] for a, b in sequence.offsets] == row["text"].split()
     for sequence, query in zip(queries, world.queries, strict=True):
         answer = [world.vocabulary[i] for i in sequence.labels if i != -100]
