@@ -68,7 +68,7 @@ METHODS: tuple[Method, ...] = (
             Paper("Bae et al.", 2022, "2209.05364"),
         ),
         import_path="hesse.influence.Influence",
-        claim="agrees with dense curvature where that can be formed, and predicts retraining better than dot products",
+        claim="agrees with dense curvature where that can be formed, and with kronfluence, in less time and memory",
         status="beta",
     ),
     Method(

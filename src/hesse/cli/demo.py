@@ -71,7 +71,7 @@ def _table(question: "ReportQuery") -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    from hesse.cli.influence_top import _text
+    from hesse.cli.influence_top import highlighted
     from hesse.influence.report import token_scale
 
     title = Text.assemble(visible(question.prompt), (visible(question.completion), "bold"), f"   {question.note}")
@@ -84,7 +84,7 @@ def _table(question: "ReportQuery") -> Any:
     for entry in entries:
         mark = "yes" if entry.extra["supports"] else ""
         ranks = (f"{entry.extra['dot']}.", f"{entry.extra['bm25']}.")
-        table.add_row(f"{entry.score:+.3g}", mark, *ranks, _text(entry, scale))
+        table.add_row(f"{entry.score:+.3g}", mark, *ranks, highlighted(entry, scale))
     return table
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from hesse.influence.report import ReportEntry, ReportQuery
 
-__all__ = ["top"]
+__all__ = ["highlighted", "top"]
 
 _SHOWN = 280  # characters of a text in the table: about three lines
 _STYLES = {
@@ -72,11 +72,26 @@ def _table(item: "ReportQuery", *, opponents: bool) -> Any:
     table.add_column("opponents" if opponents else "proponents", ratio=1, overflow="fold")
     scale = token_scale(entries)
     for i, entry in enumerate(entries, 1):
-        table.add_row(str(i), f"{entry.score:+.3g}", Text(visible(entry.id)), _text(entry, scale))
+        table.add_row(str(i), f"{entry.score:+.3g}", Text(visible(entry.id)), highlighted(entry, scale))
     return table
 
 
-def _text(entry: "ReportEntry", scale: float) -> "Text":
+def highlighted(entry: "ReportEntry", scale: float) -> "Text":
+    """Render a text for the terminal, its tokens on blue where they raised the answer and on orange where they
+    lowered it.
+
+    Parameters
+    ----------
+    entry : ReportEntry
+        With token values, or without: then plain.
+    scale : float
+        The value of full colour, one for a whole list.
+
+    Returns
+    -------
+    Text
+        Control characters as glyphs.
+    """
     from rich.text import Text
 
     from hesse.influence.report import token_window
