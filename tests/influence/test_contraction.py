@@ -34,7 +34,7 @@ def rows_of(batch, positions, *, bias=True, inputs=9, outputs=7, dtype=F64):
 
 def stored(rows, matrices, rank, dtype=F64):
     queries = empty_queries(rows.layer, len(matrices), rank, dtype, CPU)
-    put(queries, 0, matrices, seed=0)
+    put(queries, 0, matrices, bases=None, scratch=Scratch(), seed=0)
     return queries
 
 
@@ -45,6 +45,29 @@ def matrices_of(rows, count, rank=None, seed=5):
         return torch.randn(count, p, m, generator=generator, dtype=F64)
     left = torch.randn(count, p, rank, generator=generator, dtype=F64)
     return left @ torch.randn(count, rank, m, generator=generator, dtype=F64)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rank", [2, 4, None])
+def test_matrices_of_an_eigenbasis_are_rotated_back(rank, bias):
+    """Oracle: Q_S N Q_Aᵀ formed in float64 and stored as it is; at low rank, its own best approximation (LAPACK)."""
+    rows = rows_of(2, 3, bias=bias)
+    p, m = rows.layer.out_features, rows.layer.columns
+    generator = torch.Generator().manual_seed(8)
+    bases = tuple(torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=F64)).Q for n in (p, m))
+    inner = matrices_of(rows, 5)
+    queries = empty_queries(rows.layer, 6, rank, F64, CPU)
+    put(queries, 1, inner, bases=bases, scratch=Scratch(), seed=0)
+    wanted = bases[0] @ inner @ bases[1].T
+    if isinstance(queries, DenseQueries):
+        found = (
+            queries.weight[1:] if queries.bias is None else torch.cat([queries.weight, queries.bias[..., None]], 2)[1:]
+        )
+    else:
+        U, S, Vh = torch.linalg.svd(wanted)
+        wanted = (U[:, :, :rank] * S[:, None, :rank]) @ Vh[:, :rank]
+        found = queries.left[1:] @ queries.right[1:].transpose(1, 2)
+    torch.testing.assert_close(found, wanted, rtol=1e-2 if rank else 1e-10, atol=2e-2 if rank else 1e-10)
 
 
 @pytest.mark.parametrize("bias", [True, False])

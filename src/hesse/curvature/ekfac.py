@@ -130,7 +130,9 @@ def rotate(matrix: Tensor, left: Tensor, right: Tensor) -> Tensor:
     return left.T @ matrix @ right
 
 
-def rotate_back(matrix: Tensor, left: Tensor, right: Tensor) -> Tensor:
+def rotate_back(
+    matrix: Tensor, left: Tensor, right: Tensor, *, out: Tensor | None = None, scratch: Scratch | None = None
+) -> Tensor:
     """Q_S V Q_Aᵀ: out of the eigenbasis.
 
     Parameters
@@ -139,13 +141,18 @@ def rotate_back(matrix: Tensor, left: Tensor, right: Tensor) -> Tensor:
         V.
     left, right : Tensor, shapes (p, p) and (m, m)
         Q_S and Q_A.
+    out : Tensor, shape (..., p, m), optional
+        Room for the result.
+    scratch : Scratch, optional
+        Room for V Q_Aᵀ.
 
     Returns
     -------
     Tensor, shape (..., p, m)
         In the dtype of all three.
     """
-    return left @ matrix @ right.T
+    room = None if scratch is None else scratch.take("half rotated", tuple(matrix.shape), matrix)
+    return torch.matmul(left, torch.matmul(matrix, right.T, out=room), out=out)
 
 
 def rotated_gradients(rows: Captured, left: Tensor, right: Tensor, scratch: Scratch) -> Tensor:
@@ -199,7 +206,7 @@ def second_moment(
         ã Q_A for the next layer with the same input, if it was computed.
     """
     if rotated_inputs is None and not _rows_first(rows, left, right):
-        out += rotate(sequence_gradients(rows).to(left.dtype), left, right).square().sum(0, dtype=out.dtype)
+        out += rotate(sequence_gradients(rows).to(left.dtype), left, right).to(out.dtype).square().sum(0)
         return None
     source = rows.grads.to(left.dtype)
     grads = torch.matmul(source, left, out=scratch.take("rotated grads", source.shape, left))
@@ -207,7 +214,7 @@ def second_moment(
         room = scratch.take("rotated inputs", (*rows.inputs.shape[:2], right.shape[1]), right)
         rotated_inputs = rotate_rows(rows, right, out=room)
     if out.numel() < _LOOP:
-        out += torch.bmm(grads.transpose(1, 2), rotated_inputs).square().sum(0, dtype=out.dtype)
+        out += torch.bmm(grads.transpose(1, 2), rotated_inputs).to(out.dtype).square().sum(0)
         return rotated_inputs
     buffer = scratch.take("rotated gradient", tuple(out.shape), left)
     for n in range(len(grads)):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hesse.curvature.capture import Captured
+from hesse.curvature.ekfac import rotate_back
 from hesse.curvature.layers import TrackedLayer
 from hesse.curvature.scratch import Scratch
 from hesse.errors import ArgumentError
@@ -90,11 +91,20 @@ def empty_queries(
     return LowRankQueries(left, right, torch.empty(count, dtype=torch.float32, device=device))
 
 
-def put(queries: QueryMatrices, first: int, matrices: Tensor, *, seed: int) -> None:
-    """Store preconditioned gradients from row ``first`` on, truncated by a randomised SVD if the room is for low rank.
+def put(
+    queries: QueryMatrices,
+    first: int,
+    matrices: Tensor,
+    *,
+    bases: tuple[Tensor, Tensor] | None,
+    scratch: Scratch,
+    seed: int,
+) -> None:
+    """Store preconditioned gradients P_q = Q_S N_q Q_Aᵀ from row ``first`` on, at the rank there is room for.
 
-    The SVD comes after preconditioning (two power iterations, oversampling 8): the division by Λ does not keep the rank
-    of the raw gradient.
+    At low rank N_q is truncated by a randomised SVD (two power iterations, oversampling 8) and only its halves are
+    rotated, r(p² + m²) products a query in place of pm(p + m). The SVD comes after the division by Λ, which does not
+    keep the rank of the raw gradient.
 
     Parameters
     ----------
@@ -103,21 +113,35 @@ def put(queries: QueryMatrices, first: int, matrices: Tensor, *, seed: int) -> N
     first : int
         Row.
     matrices : Tensor, shape (B, p, m)
-        P_q.
+        N_q.
+    bases : (Tensor, Tensor), shapes (p, p) and (m, m), optional
+        Q_S and Q_A in the dtype of ``matrices``. None: N_q is P_q.
+    scratch : Scratch
+        Room for what is computed on the way.
     seed : int
         Of the test matrix, the same for every query, so that a query's factors do not depend on its company.
     """
     rows = slice(first, first + len(matrices))
     if isinstance(queries, DenseQueries):
+        if bases is not None:
+            in_place = queries.bias is None and queries.weight.dtype == matrices.dtype
+            room = queries.weight[rows] if in_place else scratch.take("rotated back", tuple(matrices.shape), matrices)
+            matrices = rotate_back(matrices, *bases, out=room, scratch=scratch)
+            if in_place:
+                return
         queries.weight[rows] = matrices[..., : queries.weight.shape[-1]]
         if queries.bias is not None:
             queries.bias[rows] = matrices[..., -1]
         return
     generator = torch.Generator(device=matrices.device).manual_seed(seed)
-    result = rsvd(matrices, queries.left.shape[-1], num_power_steps=2, oversampling=8, generator=generator)
+    wide = matrices.float() if matrices.dtype in (torch.bfloat16, torch.float16) else matrices
+    result = rsvd(wide, queries.left.shape[-1], num_power_steps=2, oversampling=8, generator=generator)
+    left, right = result.U, result.V
+    if bases is not None:
+        left, right = bases[0].to(left.dtype) @ left, bases[1].to(right.dtype) @ right
     root = result.S.sqrt()[:, None, :]  # split evenly, so that both halves survive bfloat16
-    queries.left[rows] = (result.U * root).to(queries.left.dtype)
-    queries.right[rows] = (result.V * root).to(queries.right.dtype)
+    queries.left[rows] = (left * root).to(queries.left.dtype)
+    queries.right[rows] = (right * root).to(queries.right.dtype)
     queries.captured[rows] = result.captured.to(queries.captured.dtype)
 
 

@@ -73,8 +73,15 @@ class LayerFactors:
             return matrix / damped
         return rotate_back(rotate(matrix, self.left, self.right) / damped, self.left, self.right)
 
+    @property
+    def bases(self) -> tuple[Tensor, Tensor] | None:
+        """Q_S and Q_A, or None where the basis is that of the weights."""
+        return None if self.left is None or self.right is None else (self.left, self.right)
+
     def precondition_rows(self, rows: Captured, dtype: torch.dtype, scratch: Scratch) -> Tensor:
-        """(G + λI)⁻¹ D_n of every sequence of a batch, without forming D_n where rotating its rows is cheaper.
+        """(Q_Sᵀ D_n Q_A) ⊘ (Λ + λ) of every sequence of a batch: (G + λI)⁻¹ D_n before it is rotated back.
+
+        D_n is not formed where rotating its rows is cheaper.
 
         Parameters
         ----------
@@ -88,14 +95,28 @@ class LayerFactors:
         Returns
         -------
         Tensor, shape (B, p, m)
-            May be changed in place.
+            In ``bases``; may be changed in place.
         """
         damped = self.damped()
         if damped is None or self.left is None or self.right is None:
             return self.precondition(sequence_gradients(rows).to(dtype))
-        rotated = rotated_gradients(rows, self.left, self.right, scratch).div_(damped)
-        half = torch.matmul(rotated, self.right.T, out=scratch.take("half rotated", tuple(rotated.shape), rotated))
-        return torch.matmul(self.left, half, out=scratch.take("preconditioned", tuple(rotated.shape), rotated))
+        return rotated_gradients(rows, self.left, self.right, scratch).div_(damped)
+
+    def with_bases(self, dtype: torch.dtype) -> "LayerFactors":
+        """Convert the bases alone, for products in a narrower dtype.
+
+        Parameters
+        ----------
+        dtype : dtype
+            Of the products.
+
+        Returns
+        -------
+        LayerFactors
+            With the same table and damping.
+        """
+        left, right = (t if t is None else t.to(dtype) for t in (self.left, self.right))
+        return LayerFactors(left, right, self.table, self.damping)
 
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> "LayerFactors":
         """Convert every tensor.

@@ -323,10 +323,11 @@ class _Fit:
             for name in shared
             if shared[name] == name
         }
-        return {
-            name: (self._load(f"eig/{file_name(name)}.S.safetensors", "vectors"), right[shared[name]])
-            for name in shared
-        }
+        left = {name: self._load(f"eig/{file_name(name)}.S.safetensors", "vectors") for name in shared}
+        if next(self.run_pass.model.parameters()).dtype == torch.bfloat16:
+            # the rows carry 8 bits, so bases of 8 bits add noise of the size there is; Λ is still summed in float32
+            left, right = ({name: basis.bfloat16() for name, basis in side.items()} for side in (left, right))
+        return {name: (left[name], right[shared[name]]) for name in shared}
 
     def _order(self, name: str, which: str) -> int:
         layer = self.run_pass.layers[name]

@@ -30,7 +30,7 @@ from hesse.influence.contraction import (
     put,
 )
 from hesse.influence.examples import Examples, plan_batches, plan_units
-from hesse.influence.factors import Factors
+from hesse.influence.factors import Factors, LayerFactors
 from hesse.influence.fit import file_name
 from hesse.influence.passes import Measurement, Pass
 from hesse.influence.run import RunFolder
@@ -79,7 +79,7 @@ def prepare_queries(
     settings : ScoreSettings
         Rank and memory limit.
     dtype : dtype
-        Of the matrices kept (low-rank ones are kept in bfloat16 unless this is float64).
+        Of the matrices kept (low-rank ones are kept in bfloat16 unless this is float64). bfloat16 also rotates in it.
     measurement : callable, optional
         (model, batch) -> (B,). Default: the log-probability of the supervised tokens.
     chosen : sequence of int, optional
@@ -98,23 +98,26 @@ def prepare_queries(
     numbers = list(range(len(queries))) if chosen is None else list(chosen)
     check_memory(run_pass, len(numbers), settings, dtype)
     kept: dict[str, QueryMatrices] = {}
+    solvers: dict[str, LayerFactors] = {}
     scratch = Scratch()
     done = 0
 
     def consume(rows: Captured) -> None:
         name = rows.layer.name
-        factor = factors[name]
-        wide = dtype if factor.table is None else factor.table.dtype
         if name not in kept:
+            factor = factors[name]
+            solvers[name] = factor.with_bases(torch.bfloat16) if dtype == torch.bfloat16 else factor
             kept[name] = empty_queries(rows.layer, len(numbers), settings.rank, dtype, rows.grads.device)
+        solver = solvers[name]
+        wide = dtype if solver.table is None else solver.table.dtype
         first = done
         for block in rows.blocks(_BLOCK_ENTRIES):  # full-rank gradients are held at once
-            inverse = factor.precondition_rows(block, wide, scratch)
+            inverse = solver.precondition_rows(block, wide, scratch)
             if measurement is not None:
                 inverse.neg_()
             if not bool(torch.isfinite(inverse.sum())):
                 raise NumericalError(f"score: the preconditioned gradient of a query in {name!r} holds NaN or Inf")
-            put(kept[name], first, inverse, seed=run_pass.seed)
+            put(kept[name], first, inverse, bases=solver.bases, scratch=scratch, seed=run_pass.seed)
             first += len(inverse)
 
     budget = min(settings.batch_tokens, 2048)
