@@ -5,6 +5,7 @@ can be counted. The demo's prose: invented people, towns and firms in English se
 """
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from benchmarks.peers import has_peer
 from hesse.influence import Influence, Sequence, bm25_scores, office_world, recall_at_k
 from hesse.influence.demo import DemoSettings, TrainingSettings, prepare_tiny, recalled, train_language_model
 from hesse.influence.demo_answers import Asking
-from hesse.influence.facts import word_sequences
+from hesse.influence.facts import FactWorld, word_sequences
 from hesse.influence.retrieval import support_mask
 
 METHODS = ("ekfac", "identity", "bm25")
+ANSWERED = 0.75  # share of the questions that a model must answer to be asked why
 
 
 def recalls(
@@ -40,18 +42,62 @@ def recalls(
 
 def offices(scale: Scale) -> list[Claim]:
     """Memorised facts in formulas, and two splits in which the words of the question do not lead to the supporting
-    texts."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    texts.
 
+    How long to train decides what can be traced: a statement known by heart has no gradient left. Memorised facts are
+    those of a model trained for long. The two splits ask for what a model infers, of the least trained one, in steps of
+    eight epochs, that answers three questions of four: what it answers decides, not what is traced. The recall of long
+    training stands beside it.
+    """
     _require_transformers()
+    longest = scale(smoke=12, full=60)
     claims = []
     for split in ("direct", "paraphrase", "two-hop"):
+        name = f"B8 recall@3 on the {split} split, EK-FAC minus BM25"
+        office = _Office.of(split, scale.seed)
+        long = office.means(longest)
+        if split == "direct":
+            ratio = long["ekfac"] / max(long["identity"], 1e-9)
+            name = "B8 recall@3 of memorised facts, EK-FAC over gradient dot"
+            claims.append(Claim(name, ratio, 2.0, "higher", long, True))
+            continue
+        if long["questions answered"] < ANSWERED * long["questions"]:
+            note = "the model answers too few questions of this split however long it trains: it was not judged"
+            claims.append(Claim(name, None, 0.0, "higher", long, True, note))
+            continue
+        lengths = (*range(8, longest, 8), longest)
+        found = next(found for epochs in lengths if (found := office.means(epochs, least=ANSWERED)))
+        rows = {**found, f"after {longest} epochs": long}
+        claims.append(Claim(name, found["ekfac"] - found["bm25"], 0.0, "higher", rows, True))
+    return claims
+
+
+@dataclass(frozen=True)
+class _Office:
+    """One split of the office world, as tokens, and the model that learns it."""
+
+    world: FactWorld
+    sequences: list[Sequence]
+    queries: list[Sequence]
+    seed: int
+
+    @classmethod
+    def of(cls, split: str, seed: int) -> "_Office":
         numbers = {} if split == "direct" else {"num_forward": 60, "num_reverse": 0, "num_both": 120}
-        world = office_world(scale.seed, split=split, **numbers)
+        world = office_world(seed, split=split, **numbers)
         sequences, queries = word_sequences(world)
-        torch.manual_seed(scale.seed)
+        if split != "direct":
+            forward = {fact.id for fact in world.facts if fact.group == "forward"}
+            queries = [query for query in queries if query.metadata["fact"] in forward]
+        return cls(world, sequences, queries, seed)
+
+    def means(self, epochs: int, least: float = 0.0) -> dict[str, Any]:
+        """Mean recalls after so many epochs; nothing if the model answers less than a share ``least``."""
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        torch.manual_seed(self.seed)
         config = LlamaConfig(
-            vocab_size=len(world.vocabulary),
+            vocab_size=len(self.world.vocabulary),
             hidden_size=64,
             intermediate_size=256,
             num_hidden_layers=2,
@@ -63,32 +109,14 @@ def offices(scale: Scale) -> list[Claim]:
             pad_token_id=0,
         )
         model = LlamaForCausalLM(config)
-        training = TrainingSettings(
-            epochs=scale(smoke=12, full=60), learning_rate=3e-3, weight_decay=0.0, batch_tokens=512
-        )
-        train_language_model(model, sequences, training, seed=scale.seed, show_progress=False)
-        if split != "direct":
-            asked = {q.id for q in world.queries if _group(world, q) == "forward"}
-            queries = [q for q in queries if q.id in asked]
-        found = recalls(model, sequences, queries, world.supports, "mlp", scale.seed)
-        mean = {name: float(found[name].mean()) if found[name].size else float("nan") for name in METHODS}
-        rows = {**mean, "questions answered": int(found["answered"].sum()), "questions": len(queries)}
-        if split == "direct":
-            ratio = mean["ekfac"] / max(mean["identity"], 1e-9)
-            claims.append(
-                Claim("B8 recall@3 of memorised facts, EK-FAC over gradient dot", ratio, 2.0, "higher", rows, True)
-            )
-        elif rows["questions answered"] >= 5:
-            margin = mean["ekfac"] - mean["bm25"]
-            claims.append(
-                Claim(f"B8 recall@3 on the {split} split, EK-FAC minus BM25", margin, 0.0, "higher", rows, True)
-            )
-        else:
-            note = "the model answers too few questions of this split for a recall: it was not judged"
-            claims.append(
-                Claim(f"B8 recall@3 on the {split} split, EK-FAC minus BM25", None, 0.0, "higher", rows, True, note)
-            )
-    return claims
+        training = TrainingSettings(epochs=epochs, learning_rate=3e-3, weight_decay=0.0, batch_tokens=512)
+        train_language_model(model, self.sequences, training, seed=self.seed, show_progress=False)
+        answered = int(recalled(model, self.queries).sum())
+        if answered < least * len(self.queries):
+            return {}
+        found = recalls(model, self.sequences, self.queries, self.world.supports, "mlp", self.seed)
+        mean = {name: float(found[name].mean()) if answered else float("nan") for name in METHODS}
+        return {**mean, "epochs": epochs, "questions answered": answered, "questions": len(self.queries)}
 
 
 def demo_world(scale: Scale) -> list[Claim]:
@@ -134,11 +162,6 @@ def _small_demo(seed: int) -> DemoSettings:
     return DemoSettings(
         seed=seed, num_people=10, num_towns=4, num_companies=4, num_texts=40, training=TrainingSettings(epochs=6)
     )
-
-
-def _group(world: Any, query: Any) -> str:
-    facts = {fact.id: fact.group for fact in world.facts}
-    return facts[query.metadata["fact"]]
 
 
 def _require_transformers() -> None:
