@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks._claims import Claim, ClaimFunction, Scale
+from benchmarks.linalg._krylov_claims import KRYLOV_CLAIMS
 from benchmarks.linalg._trace_claims import TRACE_CLAIMS
 from benchmarks.peers import has_peer, require_peer
 from hesse.linalg import (
@@ -383,4 +384,5 @@ CLAIMS: list[ClaimFunction] = [
     *TRACE_CLAIMS,
     claim_kronecker_solve,
     claim_negative_curvature,
+    *KRYLOV_CLAIMS,
 ]

@@ -32,11 +32,27 @@ def test_sampled_rows(monkeypatch, workspace, n, d, m):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
-def test_agrees_with_the_operator(dtype):
-    """Oracle: SRHT by butterflies over the whole length."""
+def test_wide_blocks_give_the_numbers_of_narrow_ones(dtype):
+    """Oracle: SRHT column by column, which is by butterflies over the whole length; a batch of two blocks."""
     S = SRHT(5000, 400, dtype=dtype, generator=seeded(0))
-    x = torch.randn(5000, 6, dtype=dtype, generator=seeded(1))
-    torch.testing.assert_close(sampled_hadamard(x, S.signs, S.kept, S.padded) / 20, S @ x, rtol=1e-4, atol=1e-4)
+    x = torch.randn(2, 5000, 70, dtype=dtype, generator=seeded(1))
+    assert S.padded * x.numel() // 5000 >= 1 << 20
+    narrow = torch.stack([torch.cat([S @ block[:, j : j + 1] for j in range(70)], dim=1) for block in x])
+    torch.testing.assert_close(S @ x, narrow, rtol=1e-4, atol=1e-4)
+
+
+def test_forward_mode_and_vmap():
+    """Oracle: the function itself, which is linear, and the loop over the stack."""
+    signs = torch.randint(2, (11,), generator=seeded(1)).double() * 2 - 1
+    kept = torch.tensor([0, 5, 5, 15])
+    x, t = (torch.randn(11, 2, dtype=torch.float64, generator=seeded(s)) for s in (0, 1))
+    value, slope = torch.func.jvp(lambda x: sampled_hadamard(x, signs, kept, 16), (x,), (t,))
+    torch.testing.assert_close(value, sampled_hadamard(x, signs, kept, 16))
+    torch.testing.assert_close(slope, sampled_hadamard(t, signs, kept, 16))
+    stack = torch.stack([x, t, x + t], dim=1)
+    found = torch.func.vmap(lambda x: sampled_hadamard(x, signs, kept, 16), in_dims=1)(stack)
+    for i in range(3):
+        torch.testing.assert_close(found[i], sampled_hadamard(stack[:, i], signs, kept, 16))
 
 
 def test_differentiable_twice():

@@ -28,6 +28,21 @@ def test_stacks_keep_their_batch():
     assert torch.equal(layout.unflatten(flat)["a"], stack["a"])
 
 
+def test_scalars_and_empty_tensors():
+    """Oracle: the tensors themselves, of no dimension and of no entry, alone and in an empty stack."""
+    tensors = {"scale": torch.tensor(3.0), "none": torch.zeros(2, 0), "weight": torch.arange(4.0).reshape(2, 2)}
+    layout = ParameterLayout.of(tensors)
+    back = layout.unflatten(layout.flatten(tensors))
+    assert all(torch.equal(back[name], tensor) for name, tensor in tensors.items())
+    nothing = layout.unflatten(torch.zeros(0, layout.size))
+    assert {name: tuple(t.shape) for name, t in nothing.items()} == {
+        "scale": (0,),
+        "none": (0, 2, 0),
+        "weight": (0, 2, 2),
+    }
+    assert layout.flatten(nothing).shape == (0, layout.size)
+
+
 def test_misfits_are_named():
     """Oracle: the error and the name in it."""
     layout = ParameterLayout.of({"a": torch.zeros(2)})

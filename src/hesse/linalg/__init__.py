@@ -11,6 +11,7 @@ from hesse.linalg.eigen import (
     Reorthogonalization,
     SingularTriplets,
     SpectralDensity,
+    ThickRestart,
     Which,
     block_lanczos,
     eigsh,
@@ -40,6 +41,7 @@ from hesse.linalg.kronecker import Kronecker, KroneckerSum
 from hesse.linalg.layout import ParameterLayout
 from hesse.linalg.line_search import LineSearch, armijo
 from hesse.linalg.low_rank import LowRank, LowRankPlusDiagonal
+from hesse.linalg.memory import MemoryCall, available_memory, memory_needed, require_memory
 from hesse.linalg.nystrom import Nystrom, NystromPreconditioner, nystrom, nystrom_preconditioner
 from hesse.linalg.operator import LinearOperator
 from hesse.linalg.projections import AffineEquality, Ball, Box, Ellipsoid, Halfspace, HNormBall, Simplex
@@ -49,8 +51,10 @@ from hesse.linalg.sketch_quality import CoordinatewiseStatistics, oce_statistics
 from hesse.linalg.sketched_lstsq import SketchedSolveInfo, SketchName, lstsq_sketch_size, sketched_lstsq
 from hesse.linalg.solve import solve
 from hesse.linalg.solvers import (
+    Deflation,
     Solution,
     Status,
+    block_cg,
     cg,
     fista,
     gmres,
@@ -62,10 +66,12 @@ from hesse.linalg.solvers import (
     pivoted_cholesky,
     pivoted_cholesky_preconditioner,
     randomized_kaczmarz,
+    recycled_cg,
     sketch_and_project,
 )
 from hesse.linalg.sparse import SpgemmCounts, SpgemmPlan, rmat, spgemm, spgemm_model, spgemm_symbolic
 from hesse.linalg.stencil import PoissonStencil
+from hesse.linalg.streamed_lstsq import RowBlocks, streamed_lstsq
 from hesse.linalg.structured import BlockDiagonal, ProductOperator, ScaledOperator, ShiftedOperator, SumOperator
 from hesse.linalg.symmetric import symmetric_exp, symmetric_function, symmetric_log, symmetric_power, symmetric_sqrt
 from hesse.linalg.tensor_ops import fold, khatri_rao, mode_product, multi_mode_product, unfold
@@ -86,6 +92,7 @@ __all__ = [
     "ConjugateOperator",
     "CoordinatewiseStatistics",
     "CountSketch",
+    "Deflation",
     "Dense",
     "Diagonal",
     "DiagonalEstimate",
@@ -107,6 +114,7 @@ __all__ = [
     "LinearOperator",
     "LowRank",
     "LowRankPlusDiagonal",
+    "MemoryCall",
     "Nystrom",
     "NystromPreconditioner",
     "ParameterLayout",
@@ -114,6 +122,7 @@ __all__ = [
     "PoissonStencil",
     "ProductOperator",
     "Reorthogonalization",
+    "RowBlocks",
     "ScaledIdentity",
     "ScaledOperator",
     "ShiftedOperator",
@@ -131,6 +140,7 @@ __all__ = [
     "Status",
     "SumOperator",
     "TensorSRHT",
+    "ThickRestart",
     "Toeplitz",
     "TraceEstimate",
     "TraceMethod",
@@ -138,6 +148,8 @@ __all__ = [
     "Which",
     "armijo",
     "as_linear_operator",
+    "available_memory",
+    "block_cg",
     "block_lanczos",
     "cg",
     "cholesky_downdate",
@@ -164,6 +176,7 @@ __all__ = [
     "lsmr",
     "lsqr",
     "lstsq_sketch_size",
+    "memory_needed",
     "minres",
     "mode_product",
     "multi_mode_product",
@@ -178,6 +191,8 @@ __all__ = [
     "power_iteration",
     "principal_angles",
     "randomized_kaczmarz",
+    "recycled_cg",
+    "require_memory",
     "rmat",
     "rsvd",
     "safe_cholesky",
@@ -191,6 +206,7 @@ __all__ = [
     "spgemm",
     "spgemm_model",
     "spgemm_symbolic",
+    "streamed_lstsq",
     "svds",
     "symmetric_exp",
     "symmetric_function",

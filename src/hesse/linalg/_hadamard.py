@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["sampled_hadamard", "sylvester"]
+from hesse.errors import ArgumentError
+
+__all__ = ["parity_sign", "sampled_hadamard", "sylvester"]
 
 _WORKSPACE = {"cpu": 1 << 20, "cuda": 1 << 26}  # numbers in flight: what a core keeps near, and what fills a GPU
 _ROWS_A_PRODUCT = 32  # wanted rows to a product: fewer make thin products, more make it all products
@@ -66,13 +68,18 @@ def sampled_hadamard(x: Tensor, signs: Tensor, kept: Tensor, padded: int) -> Ten
 
 
 class _SampledHadamard(torch.autograd.Function):
-    """The product, and its adjoint in the backward pass, which again is made of differentiable operations."""
+    """The product; its adjoint in the backward pass, itself in forward mode, more columns under vmap."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, signs: Tensor, kept: Tensor, padded: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx.save_for_backward(signs, kept)
-        ctx.padded, ctx.rows = padded, len(x)
+    def forward(x: Tensor, signs: Tensor, kept: Tensor, padded: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         return _sampled(x, signs, kept, padded)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, signs, kept, padded = inputs
+        ctx.save_for_backward(signs, kept)
+        ctx.save_for_forward(signs, kept)
+        ctx.padded, ctx.rows = padded, len(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -83,11 +90,25 @@ class _SampledHadamard(torch.autograd.Function):
         spread = fwht(full, dim=0)[: ctx.rows] * math.sqrt(ctx.padded)
         return spread * signs.conj().unsqueeze(-1), None, None, None
 
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        signs, kept = ctx.saved_tensors
+        return sampled_hadamard(tangent, signs, kept, ctx.padded)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
+        x, signs, kept, padded = args
+        if in_dims[0] is None or in_dims[1:] != (None, None, None):
+            raise ArgumentError("sampled_hadamard: vmap maps over x alone; signs and rows belong to one sketch")
+        columns = x.movedim(in_dims[0], -1)
+        out = sampled_hadamard(columns.flatten(1), signs, kept, padded)
+        return out.unflatten(1, columns.shape[1:]), 2
+
 
 def _sampled(x: Tensor, signs: Tensor, kept: Tensor, padded: int) -> Tensor:
     n, d = x.shape
     inner = min(padded, 1 << max(0, len(kept) // _ROWS_A_PRODUCT).bit_length())  # Q
-    budget = _WORKSPACE.get(x.device.type, _WORKSPACE["cpu"]) // max(1, inner * d)
+    budget = _WORKSPACE.get(x.device.type, _WORKSPACE["cpu"]) // max(1, inner * d, len(kept))  # x's block, and H_MG
     group = min(padded // inner, 1 << max(0, budget.bit_length() - 1))  # blocks of Q rows taken at a time
     order = torch.argsort(kept % inner, stable=True)
     outer_M = kept[order] // inner
@@ -103,7 +124,7 @@ def _sampled(x: Tensor, signs: Tensor, kept: Tensor, padded: int) -> Tensor:
         piece[stop - start :] = 0
         _butterflies(piece, inner)
         z_GQd = piece.view(count, inner, d)
-        left_MG = H_MG[:, :count] * _parity_sign(outer_M // group & number).to(x.dtype).unsqueeze(-1)
+        left_MG = H_MG[:, :count] * parity_sign(outer_M // group & number).to(x.dtype).unsqueeze(-1)
         first = 0
         for j, last in enumerate(ends):
             if last > first:
@@ -123,8 +144,19 @@ def _butterflies(x: Tensor, length: int) -> None:
         half *= 2
 
 
-def _parity_sign(bits: Tensor) -> Tensor:
-    # +1 for an even number of set bits, -1 for an odd one
+def parity_sign(bits: Tensor) -> Tensor:
+    """Give +1 for an even number of set bits, -1 for an odd one.
+
+    Parameters
+    ----------
+    bits : Tensor of int64
+        Non-negative numbers.
+
+    Returns
+    -------
+    Tensor of int64
+        Of the same shape.
+    """
     for shift in (32, 16, 8, 4, 2, 1):
         bits = bits ^ (bits >> shift)
     return 1 - 2 * (bits & 1)

@@ -6,21 +6,20 @@ Shapes: A (N, D), b (N, K), S (M, N); P (D, D'), with A P nearly orthonormal and
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from hesse.errors import SingularError
 from hesse.linalg._arguments import wide_dtype
-from hesse.linalg._hadamard import sampled_hadamard
 from hesse.linalg.basic import Dense, FunctionOperator
 from hesse.linalg.kronecker import Kronecker
 from hesse.linalg.operator import LinearOperator
-from hesse.linalg.sketch import SRHT
 from hesse.linalg.solvers.cg import cg
 from hesse.linalg.tensor_sketch import TensorSRHT
 
-__all__ = ["SketchedFactor", "TallMatrix", "factor_dims", "normal_solve", "sketched_block"]
+__all__ = ["SketchedFactor", "TallMatrix", "factor_dims", "normal_solve"]
 
 _BLOCK_COLUMNS = 64  # columns of an operator that are formed at a time
 _ROW_NUMBERS = {"cpu": 1 << 17, "cuda": 1 << 27}  # entries of A that a row block holds: 1 MB stays in a core's cache
@@ -154,35 +153,15 @@ class TallMatrix:
         if isinstance(sketch, TensorSRHT) and groups is not None and factor_dims(self.operator) == sketch.dims:
             return sketch.apply_factors(*(group.to_dense().to(self.dtype) for group in groups))
         if self.dense is not None:
-            return self.dense if sketch is None else sketched_block(sketch, self.dense)
+            return self.dense if sketch is None else sketch @ self.dense
         pieces = []
         for start in range(0, self.shape[1], _BLOCK_COLUMNS):
             width = min(_BLOCK_COLUMNS, self.shape[1] - start)
             units = torch.zeros(self.shape[1], width, dtype=self.dtype, device=self.device)
             units[torch.arange(start, start + width), torch.arange(width)] = 1
             columns = self.product(units)
-            pieces.append(columns if sketch is None else sketched_block(sketch, columns))
+            pieces.append(columns if sketch is None else sketch @ columns)
         return torch.cat(pieces, dim=1)
-
-
-def sketched_block(sketch: LinearOperator, block: Tensor) -> Tensor:
-    """Form S X, for an SRHT without transforming what is thrown away afterwards.
-
-    Parameters
-    ----------
-    sketch : LinearOperator, shape (M, N)
-        S.
-    block : Tensor, shape (N, K)
-        X.
-
-    Returns
-    -------
-    Tensor, shape (M, K)
-        The same numbers as ``sketch @ block``, up to rounding.
-    """
-    if type(sketch) is SRHT:
-        return sampled_hadamard(block, sketch.signs, sketch.kept, sketch.padded) * sketch.shape[0] ** -0.5
-    return sketch @ block
 
 
 def factor_dims(operator: LinearOperator) -> tuple[int, int] | None:
@@ -342,15 +321,33 @@ class SketchedFactor:
         return torch.linalg.vector_norm(self.apply(identity), dim=1)
 
 
+class HasGram(Protocol):
+    """Whatever can be multiplied by AᴴA."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the computation."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where x lives."""
+        ...
+
+    def gram(self, x: Tensor) -> Tensor:
+        """AᴴA x."""
+        ...
+
+
 def normal_solve(
-    A: TallMatrix, factor: SketchedFactor, g: Tensor, *, damping: float, max_steps: int, rtol: float, atol: float = 0.0
+    A: HasGram, factor: SketchedFactor, g: Tensor, *, damping: float, max_steps: int, rtol: float, atol: float = 0.0
 ) -> tuple[Tensor, int]:
     """Solve (AᴴA + damping I) z = g by conjugate gradients on the well-conditioned Pᴴ(AᴴA + damping I)P.
 
     Parameters
     ----------
-    A : TallMatrix, shape (N, D)
-        Off the graph.
+    A : HasGram
+        AᴴA, off the graph.
     factor : SketchedFactor
         P, likewise.
     g : Tensor, shape (D, K)

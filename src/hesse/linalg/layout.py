@@ -117,7 +117,7 @@ class ParameterLayout:
                 raise ShapeError(
                     f"ParameterLayout.flatten: {name} is {tuple(t.shape)}, expected {(*batch, *shape)} as the others"
                 )
-            parts.append(t.reshape(*lead, -1))
+            parts.append(t.reshape(*lead, math.prod(shape)))
         if not parts:
             return torch.zeros(0)
         return torch.cat(parts, dim=-1)
@@ -144,6 +144,6 @@ class ParameterLayout:
             raise ShapeError(f"ParameterLayout.unflatten: expected (..., {self.size}), got {tuple(vector.shape)}")
         pieces = vector.split([b - a for a, b in zip(self.offsets, self.offsets[1:], strict=False)], dim=-1)
         return {
-            name: piece.reshape(*vector.shape[:-1], *shape)
+            name: piece.reshape((*vector.shape[:-1], *shape))  # a tuple: reshape() without arguments is an error
             for name, shape, piece in zip(self.names, self.shapes, pieces, strict=True)
         }

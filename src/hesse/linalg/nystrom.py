@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from hesse.errors import ArgumentError, NumericalError, ShapeError
 from hesse.linalg._arguments import at_least, single_operator, square_operator, wide_dtype
 from hesse.linalg._random import gaussian_columns
+from hesse.linalg.memory import require_memory
 from hesse.linalg.operator import LinearOperator
 
 __all__ = ["Nystrom", "NystromPreconditioner", "nystrom", "nystrom_preconditioner"]
@@ -115,6 +116,8 @@ def nystrom(operator: LinearOperator | Tensor, rank: int = 50, *, generator: Gen
         If ``rank < 1``, or the operator is not declared positive semi-definite.
     NumericalError
         If the operator turns out to have negative eigenvalues.
+    MemoryLimitError
+        If 6 N L numbers would not fit.
 
     Notes
     -----
@@ -127,6 +130,7 @@ def nystrom(operator: LinearOperator | Tensor, rank: int = 50, *, generator: Gen
     """
     operator = _psd_operator("nystrom", operator)
     at_least("nystrom", "rank", rank, 1)
+    require_memory("nystrom", operator, size=min(rank, operator.shape[0]))
     omega, images = _probe(operator, None, None, min(rank, operator.shape[0]), generator)
     return _from_probes(operator, omega, images)
 

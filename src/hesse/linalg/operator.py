@@ -4,16 +4,16 @@ Shapes: an operator A is (..., m, n) with ``batch_shape`` = (...) and ``shape`` 
 Symmetric means Hermitian where the dtype is complex.
 """
 
-import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from hesse.errors import ArgumentError, ArgumentTypeError, NumericalError, ShapeError
+from hesse.linalg._tensor_tree import TensorTree
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator as ScipyOperator
@@ -27,7 +27,7 @@ Scalar = float | int | complex | Tensor
 Index = slice | Tensor | list[int] | range
 
 
-class LinearOperator(ABC):
+class LinearOperator(TensorTree, ABC):
     """A matrix known by its products.
 
     A subclass implements ``_matmat`` on blocks of columns and, if it can, ``_rmatmat``, the product with the adjoint
@@ -58,12 +58,9 @@ class LinearOperator(ABC):
         If the dtype is not floating point.
     """
 
-    _fields: ClassVar[tuple[str, ...]] = ()
     __array_ufunc__ = None  # numpy scalars and arrays must hand the operation to us
 
     shape: tuple[int, int]
-    dtype: torch.dtype
-    device: torch.device
     batch_shape: tuple[int, ...]
     is_symmetric: bool
     is_psd: bool
@@ -504,147 +501,9 @@ class LinearOperator(ABC):
                 f"{type(self).__name__}: the product with a finite vector has NaN or Inf; check the operator's entries"
             )
 
-    # ------------------------------------------------------------------------------------------ tensors inside
-
-    def _named(self) -> Iterator[tuple[str, Any]]:
-        for field in self._fields:
-            value = getattr(self, field)
-            if isinstance(value, tuple):
-                yield from ((f"{field}.{i}", item) for i, item in enumerate(value))
-            else:
-                yield field, value
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Every tensor the operator is made of, by dotted name, without a copy.
-
-        Returns
-        -------
-        dict of str to Tensor
-            In a fixed order.
-        """
-        found: dict[str, Tensor] = {}
-        for name, value in self._named():
-            if isinstance(value, Tensor):
-                found[name] = value
-            elif isinstance(value, LinearOperator):
-                found.update({f"{name}.{inner}": tensor for inner, tensor in value.tensors().items()})
-        return found
-
-    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
-        """Rebuild the same operator around other tensors.
-
-        Parameters
-        ----------
-        tensors : mapping of str to Tensor
-            One for each name of `tensors`, of the same shape, dtype and device.
-
-        Returns
-        -------
-        LinearOperator
-            A shallow copy; the original is untouched.
-
-        Raises
-        ------
-        ArgumentError
-            If names are missing or unknown.
-        ShapeError
-            If a shape, dtype or device differs.
-        """
-        own = self.tensors()
-        if own.keys() != tensors.keys():
-            odd = sorted(own.keys() ^ tensors.keys())
-            raise ArgumentError(f"{type(self).__name__}.with_tensors: names missing or unknown: {', '.join(odd)}")
-        for name, old in own.items():
-            new = tensors[name]
-            if new.shape != old.shape or new.dtype != old.dtype or new.device != old.device:
-                raise ShapeError(
-                    f"{type(self).__name__}.with_tensors: {name} is {tuple(old.shape)} {old.dtype} on {old.device}, "
-                    f"got {tuple(new.shape)} {new.dtype} on {new.device}"
-                )
-        return self._mapped(lambda name, _old: tensors[name], "", self.dtype, self.device)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Detached tensors by name, for saving; read back by ``load_state_dict`` of an operator built alike.
-
-        Returns
-        -------
-        dict of str to Tensor
-            Without a copy.
-        """
-        return {name: tensor.detach() for name, tensor in self.tensors().items()}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> Self:
-        """Return the operator with the tensors of ``state``; unlike a module's, this leaves the original as it was.
-
-        Parameters
-        ----------
-        state : mapping of str to Tensor
-            From `state_dict`.
-
-        Returns
-        -------
-        LinearOperator
-            Of the same class and flags.
-        """
-        return self.with_tensors(state)
-
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Move the operator to another device or dtype.
-
-        Parameters
-        ----------
-        device : torch.device or str, optional
-            Default: where it is.
-        dtype : torch.dtype, optional
-            Default: as it is. Index tensors keep theirs; a complex operator cannot become real.
-
-        Returns
-        -------
-        LinearOperator
-            Itself if nothing changes.
-
-        Raises
-        ------
-        ArgumentError
-            If a complex operator is asked to become real.
-        """
-        target = torch.device(device) if device is not None else self.device
-        kind = dtype if dtype is not None else self.dtype
-        if target == self.device and kind == self.dtype:
-            return self
-        if self.dtype.is_complex and not kind.is_complex:
-            raise ArgumentError(f"{type(self).__name__}.to: {self.dtype} to {kind} would drop the imaginary part")
-        was_complex = self.dtype.is_complex
-
-        def cast(_name: str, tensor: Tensor) -> Tensor:
-            if not (tensor.is_floating_point() or tensor.is_complex()):
-                return tensor.to(target)
-            keep_real = was_complex and not tensor.is_complex()
-            return tensor.to(device=target, dtype=kind.to_real() if keep_real else kind)
-
-        return self._mapped(cast, "", kind, target)
-
-    def _mapped(
-        self, change: Callable[[str, Tensor], Tensor], prefix: str, dtype: torch.dtype, device: torch.device
-    ) -> Self:
-        # a copy with every tensor replaced by change(name, tensor)
-        def convert(name: str, value: Any) -> Any:
-            if isinstance(value, Tensor):
-                return change(prefix + name, value)
-            if isinstance(value, LinearOperator):
-                return value._mapped(change, f"{prefix}{name}.", dtype, device)
-            return value
-
-        clone = copy.copy(self)
-        for field in self._fields:
-            value = getattr(self, field)
-            if isinstance(value, tuple):
-                setattr(clone, field, tuple(convert(f"{field}.{i}", item) for i, item in enumerate(value)))
-            else:
-                setattr(clone, field, convert(field, value))
-        clone.dtype, clone.device = dtype, device
-        clone._symmetry_seen, clone._adjoint_of = False, None
-        return clone
+    def _forget(self) -> None:
+        # what was found out about one set of entries does not hold for another
+        self._symmetry_seen, self._adjoint_of = False, None
 
     # ------------------------------------------------------------------------------------------ elsewhere
 

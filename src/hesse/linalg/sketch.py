@@ -11,9 +11,14 @@ from torch import Generator, Tensor
 
 from hesse.errors import ArgumentError, ArgumentTypeError
 from hesse.linalg._arguments import at_least
+from hesse.linalg._hadamard import sampled_hadamard
 from hesse.linalg.operator import LinearOperator
 
 __all__ = ["SRHT", "CountSketch", "GaussianSketch", "SparseSign", "fwht"]
+
+_CACHE_NUMBERS = 1 << 20  # of a block that butterflies over its whole length still find in the cache
+_WIDE = 32  # columns from which on wanted rows alone are cheaper, however many there are
+_NARROW = 4  # ... and from which on they are where no more than one row in 64 is wanted
 
 
 def fwht(x: Tensor, dim: int = -1) -> Tensor:
@@ -147,6 +152,12 @@ class SRHT(LinearOperator):
         self.padded = padded
 
     def _matmat(self, x: Tensor) -> Tensor:
+        m, columns = self.shape[0], x.numel() // self.shape[1]
+        few = columns >= _WIDE or (columns >= _NARROW and 64 * m <= self.padded)
+        if few and self.padded * columns >= _CACHE_NUMBERS:
+            rows = x.movedim(-2, 0)
+            wanted = sampled_hadamard(rows.flatten(1), self.signs, self.kept, self.padded) * m**-0.5
+            return wanted.unflatten(1, rows.shape[1:]).movedim(0, -2)
         signed = x * self.signs.unsqueeze(-1)
         full = torch.nn.functional.pad(signed, (0, 0, 0, self.padded - self.shape[1]))
         return fwht(full, dim=-2).index_select(-2, self.kept) * math.sqrt(self.padded / self.shape[0])

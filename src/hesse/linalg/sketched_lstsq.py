@@ -7,7 +7,6 @@ residual alone promises. Sparse sketches have no such bound.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, Unpack, overload
 
 import torch
@@ -15,13 +14,8 @@ from torch import Generator, Tensor
 
 from hesse.errors import ArgumentError, ArgumentTypeError, NumericalError, ShapeError
 from hesse.linalg._arguments import at_least, same_numbers, single_operator
-from hesse.linalg._sketched_system import (
-    SketchedFactor,
-    TallMatrix,
-    factor_dims,
-    normal_solve,
-    sketched_block,
-)
+from hesse.linalg._refinement import SketchedSolveInfo, StoredRegression, described, refined
+from hesse.linalg._sketched_system import SketchedFactor, TallMatrix, factor_dims, normal_solve
 from hesse.linalg.convert import as_linear_operator
 from hesse.linalg.operator import LinearOperator
 from hesse.linalg.sketch import SRHT, CountSketch, GaussianSketch, SparseSign
@@ -32,50 +26,6 @@ __all__ = ["SketchName", "SketchedSolveInfo", "lstsq_sketch_size", "sketched_lst
 SketchName = Literal["srht", "gaussian", "sparse_sign", "countsketch"]
 
 _SPARSE_ENTRIES = 8  # a column of the sparse sign sketch
-_ROUNDING_MARGIN = 30  # how far above condition times ε one round of refinement may aim
-
-
-@dataclass(frozen=True, slots=True)
-class SketchedSolveInfo:
-    """What is known about a sketched solution.   Shapes: one entry a right-hand side in (K,), () for a single one.
-
-    Attributes
-    ----------
-    sketch_size : int
-        M; N where the problem was solved without a sketch.
-    num_sketches : int
-        How many were drawn; 0 without a sketch.
-    condition : float
-        Ratio of the singular values of S A that were used (with damping in them).
-    residual_norm : Tensor, shape (K,)
-        ‖A x - b‖.
-    error_estimate : Tensor, shape (K,)
-        ‖x - x*‖_∞, estimated by one step of preconditioned gradient: right up to the distortion of the sketch, of the
-        order of √(D/M).
-    two_sketch_error : Tensor, shape (K,), or None
-        ‖x₁ - x₂‖_∞ / √2 of two independent sketches before their median was taken: how far a single one is off. It
-        rests on no assumption about the sketch. None where only one was drawn.
-    coordinate_bound : Tensor, shape (D,) or (D, K)
-        Holds for all coordinates of the solution of one sketch at once, with probability 1 - delta where the error is
-        near Gaussian: √(2 log(2D/δ)) standard errors of the sketched regression. True to the mark for Gaussian
-        sketches and the SRHT; sparse sketches can exceed it. After ``refine`` steps: the bound by Cauchy-Schwarz
-        from the gradient that is left.
-    num_steps : int
-        Steps of refinement made.
-    converged : bool
-        Whether that gradient, in preconditioned coordinates, is below ``tol`` ‖b‖ or ε^¾ ‖b‖ (1.8e-12 in float64),
-        whichever is larger, up to a factor two: then x is the full solution, not only a sketched one.
-    """
-
-    sketch_size: int
-    num_sketches: int
-    condition: float
-    residual_norm: Tensor
-    error_estimate: Tensor
-    two_sketch_error: Tensor | None
-    coordinate_bound: Tensor
-    num_steps: int
-    converged: bool
 
 
 def lstsq_sketch_size(n: int, d: int, *, eps: float = 1.0, delta: float = 0.05, theory: bool = False) -> int:
@@ -259,24 +209,21 @@ def sketched_lstsq(
     if not return_info:
         return found
     with torch.no_grad():
-        own, x = factor.detached(), x.detach()
-        residual_norm, gradient = matrix.detached().residual(block.detach(), x)
-        left = own.adjoint(gradient - damping * x)
-        left_norm = torch.linalg.vector_norm(left, dim=0)
-        level = max(2 * tol, torch.finfo(matrix.dtype).eps ** 0.75) * torch.linalg.vector_norm(block, dim=0)
+        regression = StoredRegression(matrix.detached(), block.detach())
         pair = (solutions[0] - solutions[1]).abs().amax(0) / math.sqrt(2) if len(solutions) > 1 else None
-        scale = left_norm if refine or direct else standard_error.detach() * math.sqrt(2 * math.log(2 * d / delta))
-        limits = own.row_norms().unsqueeze(1) * scale
-        info = SketchedSolveInfo(
+        info = described(
+            regression,
+            factor.detached(),
+            x.detach(),
+            None if refine or direct else standard_error.detach(),
+            shape=b.shape,
+            damping=damping,
+            delta=delta,
+            tol=tol,
             sketch_size=size,
             num_sketches=0 if direct else len(factors),
-            condition=own.condition(),
-            residual_norm=_shaped(residual_norm, b),
-            error_estimate=_shaped(own.apply(left).abs().amax(0), b),
-            two_sketch_error=None if pair is None else _shaped(pair, b),
-            coordinate_bound=_shaped(limits, b),
+            two_sketch_error=pair,
             num_steps=steps,
-            converged=bool((left_norm <= level).all()),
         )
     return found, info
 
@@ -368,7 +315,7 @@ def _factored(
     # the factor, and ‖S (A x' - b)‖ / √(M - D): an unbiased estimate of ‖A x* - b‖ / √M, the standard error of
     # the regression on M sketched rows
     small_A = matrix.sketched(sketch)
-    small_b = b if sketch is None else sketched_block(sketch, b)
+    small_b = b if sketch is None else sketch @ b
     for name, tensor in (("A", small_A), ("b", small_b)):
         if not bool(torch.isfinite(tensor).all()):
             raise NumericalError(f"sketched_lstsq: {name} has NaN or Inf, or overflows in the sketch")
@@ -401,32 +348,11 @@ def _shaped(block: Tensor, b: Tensor) -> Tensor:
 def _refined(
     matrix: TallMatrix, factor: SketchedFactor, b: Tensor, x: Tensor, damping: float, limit: int, tol: float
 ) -> tuple[Tensor, int]:
-    # rounds of conjugate gradients, each from a fresh residual, until one no longer halves the gradient
     plain, own = matrix.detached(), factor.detached()
-    n, d = matrix.shape
-    eps = torch.finfo(matrix.dtype).eps
     with torch.no_grad():
-        found, target = x.detach(), b.detach()
-        sizes = torch.linalg.vector_norm(target, dim=0)
-        floor = eps * math.sqrt(d / n)  # rounding in r is spread over N dimensions, of which the gradient sees D
-        atol = max(tol, floor) * float(sizes.min())
-        # A (P y) rounds at the size of A times that of P y: below this the recurrences of one round follow noise
-        rtol = min(_ROUNDING_MARGIN * eps * own.condition(), 0.1)
-        steps, best, best_level = 0, found, math.inf
-        while True:
-            _, image = plain.residual(target, found)
-            gradient = image - damping * found
-            norms = torch.linalg.vector_norm(own.adjoint(gradient), dim=0)
-            level = float((norms / torch.where(sizes > 0, sizes, 1)).max())
-            stalled = not level <= best_level / 2
-            if level < best_level:
-                best, best_level = found, level
-            if stalled or steps >= limit or float(norms.max()) <= atol:
-                break
-            left = limit - steps
-            change, count = normal_solve(plain, own, gradient, damping=damping, max_steps=left, rtol=rtol, atol=atol)
-            found, steps = found + change, steps + count
-        found = best
+        found, steps = refined(
+            StoredRegression(plain, b.detach()), own, x.detach(), damping=damping, limit=limit, tol=tol
+        )
     if torch.is_grad_enabled() and (
         b.requires_grad or any(t.requires_grad for t in matrix.operator.tensors().values())
     ):

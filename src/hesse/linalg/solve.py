@@ -13,8 +13,10 @@ from torch import Tensor
 
 from hesse.errors import ArgumentError, ArgumentTypeError, ShapeError, SingularError
 from hesse.linalg.convert import as_linear_operator
+from hesse.linalg.memory import require_memory
 from hesse.linalg.operator import LinearOperator
 from hesse.linalg.solvers._block import Preconditioner
+from hesse.linalg.solvers.block_cg import block_cg
 from hesse.linalg.solvers.cg import cg
 from hesse.linalg.solvers.gmres import gmres
 from hesse.linalg.solvers.lsmr import lsmr
@@ -24,10 +26,10 @@ from hesse.linalg.solvers.solution import Solution, Status
 
 __all__ = ["Method", "solve"]
 
-Method = Literal["auto", "direct", "dense", "cg", "minres", "gmres", "lsmr", "lsqr"]
+Method = Literal["auto", "direct", "dense", "cg", "block_cg", "minres", "gmres", "lsmr", "lsqr"]
 
 _DENSE_LIMIT = 2000  # order up to which forming the matrix and factoring it beats iterating, and is exact
-_ITERATIVE = {"cg": cg, "minres": minres, "gmres": gmres, "lsmr": lsmr, "lsqr": lsqr}
+_ITERATIVE = {"cg": cg, "block_cg": block_cg, "minres": minres, "gmres": gmres, "lsmr": lsmr, "lsqr": lsqr}
 
 
 def solve(
@@ -53,7 +55,8 @@ def solve(
     method : str, default "auto"
         In this order: "lsmr" where A is not square; "direct" where its structure has an exact inverse; "dense" up to
         order 2000; "cg" where A is psd; "minres" where it is symmetric; else "gmres". A preconditioner or a start asks
-        for an iterative method whatever the order. What ran stands in ``Solution.method``.
+        for an iterative method whatever the order. What ran stands in ``Solution.method``. "block_cg" is never chosen:
+        it needs fewer products for many columns, and more work beside them.
     strict : bool, default True
         Raise where a column did not converge; else return the Solution as it is.
     preconditioner : LinearOperator or callable, optional
@@ -82,6 +85,8 @@ def solve(
         If the method is unknown, or does not fit the operator.
     ShapeError
         If shapes, dtypes or devices do not fit.
+    MemoryLimitError
+        If a matrix to be formed, or a basis to be kept, would not fit.
 
     Notes
     -----
@@ -138,6 +143,7 @@ def _exact(a: LinearOperator, b: Tensor, method: str) -> Solution:
             raise ShapeError(
                 f"solve: the operator is {a.shape} {a.dtype} on {a.device}, b {tuple(b.shape)} {b.dtype} on {b.device}"
             )
+        require_memory("dense", a)
         x, info = torch.linalg.solve_ex(a.to_dense(), block)
         if bool(info.any()):
             raise SingularError("solve: the matrix is singular; add a shift, or use method='minres' or 'lsmr'")

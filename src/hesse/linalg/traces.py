@@ -11,6 +11,7 @@ from hesse.errors import ArgumentError, NumericalError
 from hesse.linalg._arguments import at_least, single_operator, square_operator, wide_dtype
 from hesse.linalg._leave_one_out import probe_range
 from hesse.linalg._random import sign_columns, sphere_columns
+from hesse.linalg.memory import require_memory
 from hesse.linalg.operator import LinearOperator
 
 __all__ = ["TraceEstimate", "TraceMethod", "hutchinson_trace", "hutchpp_trace", "trace", "xnystrace", "xtrace"]
@@ -143,7 +144,7 @@ def xtrace(
     TraceEstimate
         The standard error is the spread of the K estimates over √K, a good guide although they share their range. If A
         Ω has dependent columns, the range found is all that A has, and the remaining products only check this. If
-        m/2 >= N the trace is read off exactly, with N products.
+        m >= N the trace is read off exactly, with N products.
 
     Raises
     ------
@@ -151,12 +152,15 @@ def xtrace(
         If the operator is not square, or a stack.
     ArgumentError
         If ``num_matvecs < 4``.
+    MemoryLimitError
+        If 4 N m numbers would not fit.
 
     Notes
     -----
-    On decaying spectra far ahead of Hutchinson; on a flat spectrum somewhat behind it. O(N m²) work beside the
-    products, O(N m) memory. Probes are uniform on the sphere and rescaled in the complement of the range, which makes
-    the estimate better still for flat tails.
+    On decaying spectra far ahead of Hutchinson; on a flat spectrum somewhat behind it. Where eigenvalues fall as i⁻²,
+    120 products leave 0.57 of the error of `hutchpp_trace`: 4/9 by the larger range and the larger number of probes,
+    the rest is the correlation of the estimates. O(N m²) work beside the products, O(N m) memory. Probes are uniform on
+    the sphere and rescaled in the complement of the range, which makes the estimate better still for flat tails.
 
     References
     ----------
@@ -165,8 +169,9 @@ def xtrace(
     operator = single_operator("xtrace", square_operator("xtrace", operator))
     at_least("xtrace", "num_matvecs", num_matvecs, 4)
     n, k = operator.shape[0], num_matvecs // 2
-    if k >= n:
+    if 2 * k >= n:
         return _exact(operator)
+    require_memory("xtrace", operator, size=2 * k)
     omega_NK = sphere_columns(n, k, dtype=wide_dtype(operator.dtype), device=operator.device, generator=generator)
     found = probe_range(_wide_product(operator, omega_NK))
     if found.S is None:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.sparse
@@ -115,3 +117,32 @@ def test_bad_arguments_are_named():
     big = as_linear_operator(lambda x: x, shape=(3000, 3000), is_symmetric=True)
     with pytest.raises(ArgumentError, match="inverse="):
         eigsh(big, 2, sigma=0.5)
+
+
+def test_a_run_goes_on_from_any_step():
+    """Oracle: the uninterrupted run, bit for bit, from every product on, restarts among them."""
+    matrix = indefinite(60, torch.float64)
+    seen = []
+
+    def remember(state):
+        seen.append(replace(state, basis=state.basis.clone(), T=state.T.clone()))
+
+    whole = eigsh(matrix, 3, basis_size=8, generator=seeded(1), on_step=remember)
+    assert seen[-1].num_restarts >= 2
+    for state in seen[:: len(seen) // 7]:
+        found = eigsh(matrix, 3, basis_size=8, generator=seeded(9), state=state)
+        assert torch.equal(found.eigenvalues, whole.eigenvalues)
+        assert torch.equal(found.eigenvectors, whole.eigenvectors)
+        assert (found.num_steps, found.num_matvecs) == (whole.num_steps, whole.num_matvecs)
+
+
+def test_a_state_of_another_run_is_refused():
+    """Oracle: the error and the argument it names."""
+    seen = []
+    eigsh(indefinite(20, torch.float64), 2, basis_size=6, generator=seeded(1), on_step=seen.append)
+    with pytest.raises(ShapeError, match="state"):
+        eigsh(indefinite(21, torch.float64), 2, basis_size=6, state=seen[0])
+    with pytest.raises(ShapeError, match="state"):
+        eigsh(indefinite(20, torch.float64), 2, basis_size=4, state=seen[4])
+    with pytest.raises(ArgumentError, match="exclude"):
+        eigsh(indefinite(20, torch.float64), 2, basis_size=6, state=seen[0], start=torch.ones(20))

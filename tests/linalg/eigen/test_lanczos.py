@@ -156,3 +156,15 @@ def test_bad_arguments_are_named():
         lanczos(eye, start=torch.ones(4, dtype=torch.float64), state=lanczos(eye, 2))
     with pytest.raises(NumericalError, match="NaN"):
         lanczos(as_linear_operator(lambda x: x * torch.nan, shape=(5, 5), is_symmetric=True))
+
+
+def test_every_step_is_reported():
+    """Oracle: the state returned at the end, which is the last one reported; each continues to the same bits."""
+    matrix = symmetric_with(torch.linspace(-1, 2, 30, dtype=torch.float64))
+    seen = []
+    whole = lanczos(matrix, 6, start=torch.ones(30, 2, dtype=torch.float64) + torch.eye(30, 2), on_step=seen.append)
+    assert [state.num_steps for state in seen] == [1, 2, 3, 4, 5, 6]
+    assert torch.equal(seen[-1].current, whole.current)
+    again = lanczos(matrix, 4, state=seen[1])
+    assert torch.equal(again.alpha, whole.alpha)
+    assert torch.equal(again.current, whole.current)

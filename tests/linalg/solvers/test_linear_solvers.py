@@ -315,6 +315,20 @@ def test_single_precision_reaches_its_tolerance():
     assert bool(half.converged)
 
 
+@pytest.mark.parametrize("solver", [cg, minres, gmres, lsmr, lsqr])
+def test_float32_products_in_float64_recurrences(solver):
+    """Oracle: float64 throughout, on the rounded matrix: hardly a step more, and the same solution."""
+    m = matrix("psd", (), torch.float64).float()
+    b = draw(N, 2).float()
+    tolerance = {"atol" if solver in (lsmr, lsqr) else "rtol": 1e-5}
+    mixed = solver(Dense(m, is_psd=True), b, recurrence_dtype=torch.float64, **tolerance)
+    double = solver(Dense(m.double(), is_psd=True), b.double(), **tolerance)
+    assert mixed.x.dtype == torch.float32
+    assert bool(mixed.converged.all())
+    assert mixed.num_steps <= 1.25 * double.num_steps + 1  # LSMR sees rounding times the condition squared
+    assert float((mixed.x - double.x).abs().max() / double.x.abs().max()) < 1e-3
+
+
 def test_unreachable_tolerance_stagnates():
     """Oracle: eps. No residual of an ill-conditioned float32 system is 1e-9 of b, and the status says so."""
     d = torch.logspace(0, 4, 300)
@@ -323,13 +337,14 @@ def test_unreachable_tolerance_stagnates():
     assert not bool(solution.converged)
 
 
-def test_minres_on_singular_systems():
-    """Oracle: the pseudo-inverse. Consistent: the solution of least norm. Inconsistent: the least residual, flagged."""
-    m = matrix("symmetric", (), torch.float64)
-    values, q = torch.linalg.eigh(m)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+def test_minres_on_singular_systems(dtype):
+    """Oracle: the pseudo-inverse. Consistent or not: the shortest solution; inconsistent systems are flagged."""
+    values, q = torch.linalg.eigh(matrix("symmetric", (), dtype))
     values[12:15] = 0
-    m = (q * values) @ q.mT
-    a, b = Dense((m + m.mT) / 2, is_symmetric=True), draw(N, 2)
+    m = (q * values) @ q.mH
+    m = (m + m.mH) / 2
+    a, b = Dense(m, is_symmetric=True), draw(N, 3, dtype=dtype)
     inverse = torch.linalg.pinv(m, hermitian=True, rtol=1e-10)
     inside = minres(a, m @ b, rtol=1e-10)
     assert bool(inside.converged.all())
@@ -338,6 +353,28 @@ def test_minres_on_singular_systems():
     assert outside.status == Status.LEAST_SQUARES
     assert not bool(outside.converged.any())
     torch.testing.assert_close(outside.residual, (b - m @ (inverse @ b)).norm(dim=0))
+    torch.testing.assert_close(outside.x, inverse @ b, rtol=0, atol=1e-5 * float((inverse @ b).abs().max()))
+    start = draw(N, 3, dtype=dtype, seed=7)
+    near = start + inverse @ (b - m @ start)  # of the least-squares solutions the one nearest to the start
+    torch.testing.assert_close(minres(a, b, x0=start).x, near, rtol=0, atol=1e-5 * float(near.abs().max()))
+    mixed = torch.cat([m @ b[:, :1], b[:, 1:]], dim=1)
+    found = minres(a, mixed, rtol=1e-10)
+    assert found.converged.tolist() == [True, False, False]
+    torch.testing.assert_close(found.x, inverse @ mixed, rtol=0, atol=1e-5 * float(found.x.abs().max()))
+
+
+def test_minres_on_singular_systems_with_a_preconditioner():
+    """Oracle: the pseudo-inverse of LᴴAL with M = L Lᴴ: least residual in the norm of M, shortest in that of M⁻¹."""
+    values, q = torch.linalg.eigh(matrix("symmetric", (), torch.float64))
+    values[12:15] = 0
+    m = (q * values) @ q.mT
+    root = torch.linspace(1, 2, N, dtype=torch.float64)
+    inner = root.unsqueeze(1) * (m + m.mT) / 2 * root
+    b = draw(N)
+    found = minres(Dense((m + m.mT) / 2, is_symmetric=True), b, preconditioner=Diagonal(root**2, is_psd=True))
+    wanted = root * (torch.linalg.pinv(inner, hermitian=True, rtol=1e-10) @ (root * b))
+    assert found.status == Status.LEAST_SQUARES
+    torch.testing.assert_close(found.x, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
 
 
 def test_gmres_on_singular_systems():

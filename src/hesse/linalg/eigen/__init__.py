@@ -1,6 +1,6 @@
 """Eigenvalues, singular values and functions of the spectrum."""
 
-from hesse.linalg.eigen.eigsh import Which, eigsh, shift_inverse
+from hesse.linalg.eigen.eigsh import ThickRestart, Which, eigsh, shift_inverse
 from hesse.linalg.eigen.lanczos import (
     BlockLanczos,
     LanczosState,
@@ -22,6 +22,7 @@ __all__ = [
     "Reorthogonalization",
     "SingularTriplets",
     "SpectralDensity",
+    "ThickRestart",
     "Which",
     "block_lanczos",
     "eigsh",

@@ -4,6 +4,7 @@ Shapes: A is (N, N); K pairs asked for; P vectors in the basis.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -16,10 +17,23 @@ from hesse.linalg.basic import Sparse
 from hesse.linalg.eigen.result import EigenResult
 from hesse.linalg.operator import LinearOperator
 
-__all__ = ["Which", "eigsh", "shift_inverse"]
+__all__ = ["ThickRestart", "Which", "eigsh", "shift_inverse"]
 
 Which = Literal["LM", "LA", "SA"]
+_CHECK_EVERY = 5  # products between two looks at the Ritz values; a look costs O(P³)
 _DENSE_ORDER = 2000  # up to here shift-invert factors a dense matrix: 32 MB in float64, about a second
+
+
+@dataclass(frozen=True, slots=True)
+class ThickRestart:
+    """Where a run of `eigsh` stands after a product, and all that is needed to go on: pass it back as ``state``."""
+
+    basis: Tensor  # (N, F + 1), orthonormal; the last column is the next to be multiplied
+    T: Tensor  # (F, F), QᴴAQ of the first F columns
+    coupling: Tensor  # (), length of what A maps the last of them to outside their span
+    num_restarts: int
+    num_matvecs: int
+    num_kept: int  # leading columns that come from the last restart, not from a product since
 
 
 def eigsh(
@@ -33,6 +47,8 @@ def eigsh(
     max_steps: int | None = None,
     basis_size: int | None = None,
     start: Tensor | None = None,
+    state: ThickRestart | None = None,
+    on_step: Callable[[ThickRestart], None] | None = None,
     generator: Generator | None = None,
 ) -> EigenResult:
     """Compute K eigenpairs of a symmetric operator by thick-restart Lanczos.
@@ -63,6 +79,11 @@ def eigsh(
         P > K; more vectors, fewer products. Default: max(2 K + 1, 20), at most N.
     start : Tensor, shape (N,), optional
         First vector. Default: Gaussian.
+    state : ThickRestart, optional
+        Where an earlier run with the same arguments stopped: the numbers are those of one uninterrupted run.
+    on_step : callable, optional
+        Called with the state after every product but the final check, to save it or to show progress. Its tensors are
+        views of memory that a later restart overwrites.
     generator : torch.Generator, optional
         Source of the start. Default: torch's global generator.
 
@@ -106,7 +127,16 @@ def eigsh(
     limit = max_steps if max_steps is not None else max(10 * n, 1000)
     at_least("eigsh", "max_steps", limit, 1)
     work = torch.complex128 if operator.dtype.is_complex else torch.float64
-    if start is None:
+    if state is not None:
+        if start is not None:
+            raise ArgumentError("eigsh: start and state exclude each other; the state holds its own vectors")
+        if state.basis.shape[0] != n or not 1 <= state.basis.shape[1] <= size + 1 or state.basis.dtype != work:
+            raise ShapeError(
+                f"eigsh: the state has a basis {tuple(state.basis.shape)} of {state.basis.dtype}, this call needs "
+                f"({n}, at most {size + 1}) of {work}"
+            )
+        first = state.basis[:, 0]
+    elif start is None:
         first = gaussian_columns(n, 1, dtype=work, device=operator.device, generator=generator).squeeze(1)
     elif start.shape != (n,) or start.device != operator.device:
         raise ShapeError(f"eigsh: expected start of shape ({n},) on {operator.device}, got {tuple(start.shape)}")
@@ -127,7 +157,7 @@ def eigsh(
 
     with torch.no_grad():
         vectors, settled, restarts, products = _thick_restart(
-            multiply, first, k, which, precision, size, limit, generator
+            multiply, first, k, which, precision, size, limit, generator, state, on_step
         )
         # eigenvalues and residuals in terms of A itself, whatever the Ritz values were of
         images = operator.matmat(vectors.to(operator.dtype)).to(work)
@@ -217,16 +247,29 @@ def _thick_restart(
     size: int,
     limit: int,
     generator: Generator | None,
+    state: ThickRestart | None,
+    on_step: Callable[[ThickRestart], None] | None,
 ) -> tuple[Tensor, bool, int, int]:
     n = start.shape[0]
     eps = torch.finfo(start.dtype).eps
     basis = start.new_zeros(n, size + 1)
     T = start.new_zeros(size, size)
     basis[:, 0] = start / torch.linalg.vector_norm(start)
-    filled, products, restarts = 0, 0, 0
+    filled, products, restarts, kept = 0, 0, 0, 0
+    coupling = start.new_zeros(()).real
+    if state is not None:
+        filled, products, restarts, kept = len(state.T), state.num_matvecs, state.num_restarts, state.num_kept
+        basis[:, : filled + 1], T[:filled, :filled] = state.basis, state.T
+        coupling = state.coupling
+
+    def enough() -> bool:
+        # a look in between, so that a large basis is not filled for nothing; not where the recurrence broke down, as a
+        # further copy of an eigenvalue may lie outside the invariant subspace
+        due = filled % _CHECK_EVERY == 0 and filled > max(k, kept) and float(coupling) > 0
+        return due and _ritz(T[:filled, :filled], coupling, k, which, tol)[2]
+
     while True:
-        coupling = start.new_zeros(()).real
-        while filled < size:
+        while filled < size and not enough():
             image = multiply(basis[:, filled])
             products += 1
             if not bool(torch.isfinite(image).all()):
@@ -248,27 +291,27 @@ def _thick_restart(
                     break
                 image = _unseen(basis[:, :filled], generator)
             basis[:, filled] = image / torch.linalg.vector_norm(image)
-        values, vectors = torch.linalg.eigh(T[:filled, :filled])
-        order = _preference(values, which)
-        residuals = coupling * vectors[-1].abs()
-        wanted = order[:k]
-        settled = bool((residuals[wanted] <= tol * values.abs().max()).all())
+            if on_step is not None:
+                seen = ThickRestart(basis[:, : filled + 1], T[:filled, :filled], coupling, restarts, products, kept)
+                on_step(seen)
+        values, vectors, settled = _ritz(T[:filled, :filled], coupling, k, which, tol)
         if settled or filled == n or products >= limit:
-            return basis[:, :filled] @ vectors[:, wanted], settled or filled == n, restarts, products
+            return basis[:, :filled] @ vectors[:, :k], settled or filled == n, restarts, products
         # keep half of the room for Ritz vectors: enough to hold the unwanted neighbours back
-        kept = order[: min(max(k + (size - k) // 2, k), size - 1)]
-        p = len(kept)
-        basis[:, :p] = basis[:, :filled] @ vectors[:, kept]
-        basis[:, p] = basis[:, filled]
+        kept = min(max(k + (size - k) // 2, k), size - 1)
+        basis[:, :kept] = basis[:, :filled] @ vectors[:, :kept]
+        basis[:, kept] = basis[:, filled]
         T.zero_()
-        T[range(p), range(p)] = values[kept].to(T.dtype)
-        filled, restarts = p, restarts + 1
+        T[range(kept), range(kept)] = values[:kept].to(T.dtype)
+        filled, restarts = kept, restarts + 1
 
 
-def _preference(values: Tensor, which: Which) -> Tensor:
-    if which == "LM":
-        return values.abs().argsort(descending=True)
-    return values.argsort(descending=which == "LA")
+def _ritz(T: Tensor, coupling: Tensor, k: int, which: Which, tol: float) -> tuple[Tensor, Tensor, bool]:
+    # Ritz values and the coefficients of their vectors, the preferred first, and whether the first k have converged
+    values, vectors = torch.linalg.eigh(T)
+    order = values.abs().argsort(descending=True) if which == "LM" else values.argsort(descending=which == "LA")
+    residuals = coupling * vectors[-1, order[:k]].abs()
+    return values[order], vectors[:, order], bool((residuals <= tol * values.abs().max()).all())
 
 
 def _unseen(known: Tensor, generator: Generator | None) -> Tensor:

@@ -3,6 +3,7 @@
 Shapes: A is (N, N); M steps; K independent starting vectors, or one block of B columns.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -107,6 +108,7 @@ def lanczos(
     keep_basis: bool | None = None,
     recurrence_dtype: torch.dtype = torch.float64,
     generator: Generator | None = None,
+    on_step: Callable[[LanczosState], None] | None = None,
 ) -> LanczosState:
     """Run ``num_steps`` Lanczos steps from each starting vector, all with one product a step.
 
@@ -132,6 +134,9 @@ def lanczos(
         memory of the basis for operators of large float32 networks; complex operators use the complex type of it.
     generator : torch.Generator, optional
         Source of the start, and of the vectors that replace a vanished one. Default: torch's global generator.
+    on_step : callable, optional
+        Called with the state after every step, to save it or to show progress. Its basis is a view of memory that
+        later steps leave alone.
 
     Returns
     -------
@@ -176,6 +181,8 @@ def lanczos(
             if run.basis is not None and len(run.alpha) >= operator.shape[0]:
                 break
             run.step()
+            if on_step is not None:
+                on_step(run.state())
     return run.state()
 
 
@@ -407,7 +414,8 @@ class _Run:
             fresh = torch.where(vanished, self._replacement(q), fresh)
             beta = torch.where(vanished, torch.zeros_like(beta), beta)
         self.beta.append(beta)
-        self.previous, self.current = q, fresh
+        # row-major whatever the product returned: sums over a vector read back from a file then round alike
+        self.previous, self.current = q, fresh.contiguous()
 
     def _size(self, alpha: Tensor) -> Tensor:
         # a lower bound of the norm of T that costs nothing

@@ -17,7 +17,7 @@ from hesse.linalg.eigen.lanczos import LanczosState, Reorthogonalization, lanczo
 from hesse.linalg.operator import LinearOperator
 from hesse.linalg.traces import TraceEstimate
 
-__all__ = ["SpectralDensity", "logdet", "slq", "spectral_density"]
+__all__ = ["SpectralDensity", "check_smoothing", "density_of", "logdet", "slq", "spectral_density"]
 
 LogdetMethod = Literal["slq", "exact", "cholesky"]
 
@@ -243,9 +243,43 @@ def spectral_density(
     L. Lin, Y. Saad, C. Yang (2016), SIAM Review 58(1).
     """
     operator = single_operator("spectral_density", square_operator("spectral_density", operator, symmetric=True))
+    check_smoothing("spectral_density", sigma, grid)
     nodes, weights, residuals = _quadrature_with_residuals(
         "spectral_density", operator, num_probes, num_steps, reorthogonalize, chunk_size, generator
     )
+    return density_of(nodes, weights, residuals, sigma=sigma, grid=grid)
+
+
+def density_of(
+    nodes: Tensor,
+    weights: Tensor,
+    residuals: Tensor,
+    *,
+    sigma: float | Literal["auto"] = "auto",
+    grid: Tensor | int = 512,
+) -> SpectralDensity:
+    """Smooth the Ritz values of Lanczos runs that exist already; see `spectral_density`.
+
+    Parameters
+    ----------
+    nodes, weights, residuals : Tensor of float64, shape (K, M)
+        As `LanczosState.ritz` gives them for K >= 2 sign vectors.
+    sigma, grid
+        As of `spectral_density`.
+
+    Returns
+    -------
+    SpectralDensity
+        Another width or grid costs no product.
+
+    Raises
+    ------
+    ArgumentError
+        If K < 2, ``sigma <= 0`` or ``grid < 2``.
+    """
+    call, num_probes = "spectral_density", nodes.shape[0]
+    at_least(call, "num_probes", num_probes, 2)
+    check_smoothing(call, sigma, grid)
     top, bottom = nodes.argmax(), nodes.argmin()
     high, low = nodes.flatten()[top], nodes.flatten()[bottom]
     if sigma == "auto":
@@ -253,12 +287,9 @@ def spectral_density(
         width = width if width > 0 else max(abs(float(high)), 1.0) * 1e-3  # one single eigenvalue: a narrow peak
     else:
         width = float(sigma)
-        if not width > 0:
-            raise ArgumentError(f"spectral_density: expected sigma > 0 or 'auto', got {sigma}")
     if isinstance(grid, Tensor):
         points = grid.to(dtype=torch.float64, device=nodes.device)
     else:
-        at_least("spectral_density", "grid", grid, 2)
         points = torch.linspace(
             float(low) - 4 * width, float(high) + 4 * width, grid, dtype=torch.float64, device=nodes.device
         )
@@ -281,6 +312,27 @@ def spectral_density(
         residuals.flatten()[bottom],
         num_probes * nodes.shape[1],
     )
+
+
+def check_smoothing(call: str, sigma: float | Literal["auto"], grid: Tensor | int) -> None:
+    """Refuse a width or a grid that no density has.
+
+    Parameters
+    ----------
+    call : str
+        The caller, for the message.
+    sigma, grid
+        As of `spectral_density`.
+
+    Raises
+    ------
+    ArgumentError
+        If ``sigma <= 0`` or ``grid < 2``.
+    """
+    if sigma != "auto" and not float(sigma) > 0:
+        raise ArgumentError(f"{call}: expected sigma > 0 or 'auto', got {sigma}")
+    if not isinstance(grid, Tensor):
+        at_least(call, "grid", grid, 2)
 
 
 def _chunks(

@@ -1,6 +1,8 @@
 """Iterative solvers of linear systems, one a file."""
 
+from hesse.linalg.solvers.block_cg import block_cg
 from hesse.linalg.solvers.cg import cg
+from hesse.linalg.solvers.deflation import Deflation
 from hesse.linalg.solvers.fista import fista
 from hesse.linalg.solvers.gmres import gmres
 from hesse.linalg.solvers.kaczmarz import randomized_kaczmarz, sketch_and_project
@@ -9,11 +11,14 @@ from hesse.linalg.solvers.lsqr import lsqr
 from hesse.linalg.solvers.minres import minres
 from hesse.linalg.solvers.multishift import multishift_cg
 from hesse.linalg.solvers.preconditioners import jacobi, pivoted_cholesky, pivoted_cholesky_preconditioner
+from hesse.linalg.solvers.recycling import recycled_cg
 from hesse.linalg.solvers.solution import Solution, Status
 
 __all__ = [
+    "Deflation",
     "Solution",
     "Status",
+    "block_cg",
     "cg",
     "fista",
     "gmres",
@@ -25,5 +30,6 @@ __all__ = [
     "pivoted_cholesky",
     "pivoted_cholesky_preconditioner",
     "randomized_kaczmarz",
+    "recycled_cg",
     "sketch_and_project",
 ]

@@ -6,6 +6,7 @@ Equivalent to ``scipy.sparse.linalg.cg`` column by column; it differs in that ev
 residual it reports is b - A x computed afresh, and in that it stops where pᴴAp <= 0.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -22,6 +23,7 @@ from hesse.linalg.solvers._block import (
     prepare,
     unit_scale,
 )
+from hesse.linalg.solvers.deflation import Deflation, deflated
 from hesse.linalg.solvers.solution import Solution, Status
 
 __all__ = ["cg"]
@@ -31,6 +33,7 @@ _CACHE_BYTES = 1 << 20  # a block of this size, five times over, is what a core 
 _COMPACT_EVERY = 32  # steps between two chances to drop the columns that have stopped
 _REPLACE_EVERY = 50  # steps between two fresh residuals in single precision
 _LAZY_EVERY = 8  # steps between two looks at an accelerator, each of which waits for it
+_DRIFT = 4.0  # a fresh residual of twice the recurrence's norm starts its column anew
 _PATIENCE = 3  # fresh residuals in a row that disagree with the recurrence before it counts as stagnation
 
 
@@ -41,6 +44,7 @@ def cg(
     *,
     x0: Tensor | None = None,
     preconditioner: Preconditioner | None = None,
+    deflation: Deflation | Tensor | None = None,
     rtol: float | None = None,
     atol: float = 0.0,
     max_steps: int | None = None,
@@ -49,6 +53,7 @@ def cg(
     recurrence_dtype: torch.dtype | None = None,
     record_history: bool = False,
     return_tridiagonal: bool = False,
+    observe_fn: Callable[[Tensor, Tensor], None] | None = None,
     validate: bool = True,
 ) -> Solution:
     """Solve A x = b for a Hermitian positive definite A.
@@ -64,6 +69,9 @@ def cg(
         Start. Default: zero.
     preconditioner : LinearOperator or callable, optional
         M ≈ A⁻¹, Hermitian positive definite, applied once a step.
+    deflation : Deflation or Tensor of shape (n, d), optional
+        Directions that are solved for exactly beforehand and kept out of the iteration: approximate eigenvectors of the
+        lowest eigenvalues, as `recycled_cg` collects them. A tensor costs d products; one operator, not a stack.
     rtol : float, optional
         Stop where ‖b - A x‖ <= max(rtol ‖b‖, atol). Default: 1e-6 in double, 1e-5 in single, 1e-3 in half precision.
         With ``rtol=0`` and ``atol=0`` exactly ``max_steps`` steps are made, unless the residual is exactly zero.
@@ -81,6 +89,9 @@ def cg(
         Keep the residual norm of every step.
     return_tridiagonal : bool, default False
         Keep the Lanczos matrix: its eigenvalues approximate those of M A, as `hesse.linalg.slq` uses them.
+    observe_fn : callable, optional
+        Called with the directions p and with A p after every product, a group of columns at a time; p is overwritten
+        by the next step.
     validate : bool, default True
         Test b for NaN, and at the operator's first use its declared symmetry.
 
@@ -100,13 +111,15 @@ def cg(
 
     Notes
     -----
-    One product and one application of M a step; memory 5 blocks of b. On the CPU a block larger than the cache is
-    worked off in groups of columns, 64 bytes to a row.
+    One product and one application of M a step; memory 5 blocks of b. Deflation adds 8 n d operations a step and
+    column, and holds 2 d vectors. On the CPU a block larger than the cache is worked off in groups of columns, 64 bytes
+    to a row. Where a fresh residual and the recurrence part, the column starts anew from it.
 
     References
     ----------
     M. R. Hestenes, E. Stiefel (1952), J. Res. Natl. Bur. Stand. 49; H. A. van der Vorst, Q. Ye (2000), SIAM J. Sci.
-    Comput. 22(3), for the replaced residual; Y. Notay (2000), SIAM J. Sci. Comput. 22(4), for the flexible variant.
+    Comput. 22(3), for the replaced residual; Y. Notay (2000), SIAM J. Sci. Comput. 22(4), for the flexible variant;
+    J. M. Tang, R. Nabben, C. Vuik, Y. A. Erlangga (2009), J. Sci. Comput. 39(3), for the balanced deflation.
     """
     rtol = default_rtol(b.dtype) if rtol is None else rtol
     limit = min(10 * operator.shape[0], 1000) if max_steps is None else max_steps
@@ -124,6 +137,8 @@ def cg(
         recurrence_dtype=recurrence_dtype,
         validate=validate,
     )
+    if deflation is not None:
+        system = deflated("cg", system, operator, deflation)
     single = system.b.dtype in (torch.float32, torch.complex64)
     plan = _Plan(
         rtol,
@@ -133,6 +148,7 @@ def cg(
         replace_every or (_REPLACE_EVERY if single else 0),
         record_history,
         return_tridiagonal,
+        observe_fn,
     )
     return _solution(system, [_iterate(group, plan) for group in _groups(system, plan)])
 
@@ -146,6 +162,7 @@ class _Plan:
     replace_every: int  # 0: only where the recurrence says it is done
     record_history: bool
     tridiagonal: bool
+    observe_fn: Callable[[Tensor, Tensor], None] | None
 
     @property
     def keeps_columns(self) -> bool:
@@ -254,6 +271,8 @@ def _iterate(system: System, plan: _Plan) -> _Run:
             break
         s = state
         ap = product(s.p)
+        if plan.observe_fn is not None:
+            plan.observe_fn(s.p, ap)
         pap = column_dot(s.p, ap, s.scratch)
         alpha = s.rz / pap
         if step == 1 and not bool(torch.isfinite(pap).all()):
@@ -267,11 +286,10 @@ def _iterate(system: System, plan: _Plan) -> _Run:
             run.alphas.append(alpha)
         s.x.addcmul_(s.p, alpha)
         before = s.r.clone() if plan.flexible else None
+        s.r.addcmul_(ap, alpha, value=-1)
+        s.rr, restart = column_dot(s.r, s.r, s.scratch), None
         if plan.replace_every and step % plan.replace_every == 0:
-            s.r = s.b - product(s.x)
-        else:
-            s.r.addcmul_(ap, alpha, value=-1)
-        s.rr = column_dot(s.r, s.r, s.scratch)
+            restart = _replace_residual(s, product)
         s.stopped = s.rr <= s.limit
         if keep_directions:
             s.stopped = s.stopped | _is_broken(s)
@@ -283,8 +301,7 @@ def _iterate(system: System, plan: _Plan) -> _Run:
         compact = step % _COMPACT_EVERY == 0 and 4 * num_stopped >= total and s.b.ndim == 2 and not plan.keeps_columns
         if num_stopped == total or (num_stopped and compact):
             # the recurrence says done: the explicit residual has the last word
-            s.r = s.b - product(s.x)
-            s.rr = column_dot(s.r, s.r, s.scratch)
+            restart = _replace_residual(s, product)
             s.stopped = (s.rr <= s.limit) | _is_broken(s)
             num_stopped = int(s.stopped.sum())
             if num_stopped == total:
@@ -294,6 +311,7 @@ def _iterate(system: System, plan: _Plan) -> _Run:
                 run.store(s, s.stopped)
                 if before is not None:
                     before = before[..., ~s.stopped[0]]
+                restart = restart[..., ~s.stopped[0]]
                 s.take(~s.stopped[0])
                 num_stopped, total = 0, s.stopped.numel()
             else:
@@ -310,6 +328,8 @@ def _iterate(system: System, plan: _Plan) -> _Run:
         s.rz = rz
         if num_stopped or lazy:
             beta = torch.where(s.stopped, 0, beta)
+        if restart is not None:
+            beta = torch.where(restart, 0, beta)
         if plan.tridiagonal:
             run.betas.append(beta)
         if keep_directions:
@@ -322,6 +342,15 @@ def _iterate(system: System, plan: _Plan) -> _Run:
     run.store(state, state.stopped)
     run.x, run.residual = run.x * scale, run.residual * scale
     return run
+
+
+def _replace_residual(s: _State, product: Callable[[Tensor], Tensor]) -> Tensor:
+    # the explicit residual; where it is far above the recurrence's, or the recurrence thought it was done, the old
+    # direction has lost its meaning beside it
+    expected = s.rr
+    s.r = s.b - product(s.x)
+    s.rr = column_dot(s.r, s.r, s.scratch)
+    return (s.rr > _DRIFT * expected) | (expected <= s.limit)
 
 
 def _is_lazy(device: torch.device) -> bool:

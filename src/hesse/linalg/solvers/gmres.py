@@ -4,10 +4,13 @@ Arnoldi A M V_j = V_{j+1} H, orthogonalised twice; Givens rotations keep H trian
 Differs from ``scipy.sparse.linalg.gmres`` in the side of the preconditioner: here ‖r‖ is that of the system as posed.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 from hesse.errors import ArgumentError
+from hesse.linalg.memory import require_memory
 from hesse.linalg.operator import LinearOperator
 from hesse.linalg.solvers._block import Preconditioner, Product, column_norm, default_rtol, finish, prepare, unit_scale
 from hesse.linalg.solvers.solution import Solution, Status
@@ -70,6 +73,8 @@ def gmres(
         If a tolerance or limit is negative, or ``restart < 1``.
     NumericalError
         If b has NaN or Inf, or the operator is declared symmetric and is not.
+    MemoryLimitError
+        If the basis would not fit.
 
     References
     ----------
@@ -91,6 +96,8 @@ def gmres(
         recurrence_dtype=recurrence_dtype,
         validate=validate,
     )
+    columns = system.b.numel() // max(operator.shape[0] * math.prod(operator.batch_shape), 1)  # of each matrix
+    require_memory("gmres", operator, columns=max(columns, 1), size=min(restart, limit_steps, operator.shape[0]))
     precondition = system.precondition or (lambda block: block)
     scale = unit_scale(system.b)
     target = system.b / scale

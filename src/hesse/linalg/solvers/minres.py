@@ -46,7 +46,7 @@ def minres(
     b : Tensor, shape (n,) or (..., n, k)
         Right-hand sides.
     x0 : Tensor, shape of b, optional
-        Start. Default: zero, for which a consistent singular system gets its solution of least norm.
+        Start. Default: zero, for which a singular system gets its solution of least norm; else the one nearest to x0.
     preconditioner : LinearOperator or callable, optional
         Hermitian positive definite M ≈ |A|⁻¹.
     shift : float, default 0.0
@@ -67,8 +67,9 @@ def minres(
     Returns
     -------
     Solution
-        Status LEAST_SQUARES where the system is singular and b is not in its range: x then has the least residual, but
-        not the least norm.
+        Status LEAST_SQUARES where the system is singular and b is not in its range: x then has the least residual, and
+        of all that have it the least norm (with M: both in the norms of M and M⁻¹), to about √ε times the condition
+        number on the range. It is the answer of MINRES-QLP; for more digits use `lsmr`.
 
     Raises
     ------
@@ -81,11 +82,14 @@ def minres(
 
     Notes
     -----
-    One product and one application of M a step; memory 8 blocks of b.
+    One product and one application of M a step; memory 8 blocks of b. Where b is not in the range, two products more:
+    the Krylov space of b meets the null space in one direction only, that of the final residual, which is taken out.
 
     References
     ----------
-    C. C. Paige, M. A. Saunders (1975), SIAM J. Numer. Anal. 12(4).
+    C. C. Paige, M. A. Saunders (1975), SIAM J. Numer. Anal. 12(4). S.-C. T. Choi, C. C. Paige, M. A. Saunders (2011),
+    SIAM J. Sci. Comput. 33(4), arXiv 1003.4042, for the shortest solution; Y. Liu, A. Milzarek, F. Roosta (2023), arXiv
+    2309.17096, for how to get it from MINRES.
     """
     rtol = default_rtol(b.dtype) if rtol is None else rtol
     limit_steps = min(10 * operator.shape[0], 1000) if max_steps is None else max_steps
@@ -158,6 +162,13 @@ def minres(
         stopped = stopped | met
         if record_history:
             history.append(rnorm * scale)
+    flat = statuses == int(Status.LEAST_SQUARES)
+    if bool(flat.any()):
+        start = 0 if system.x0 is None else system.x0 / scale
+        residual = system.b / scale - product(x)
+        along = precondition(residual)  # lies in the null space, as far as the steps have got
+        share = column_dot(residual, x - start) / _safe(column_dot(residual, along))
+        x = torch.addcmul(x, along, torch.where(flat, share, 0), value=-1)
     return finish(system, x, statuses, method="minres", num_steps=step, limit=limit, scale=scale, history=history)
 
 
