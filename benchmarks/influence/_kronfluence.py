@@ -110,7 +110,13 @@ class Arms:
         self._asked = getattr(self, "_asked", 0) + 1
         queries = [Sequence(f"{q.id}.{self._asked}", q.row, q.input_ids, q.labels) for q in self.queries]
         scores = (ours or self.ours).score(
-            queries, self.train, self.folder / "ours", rank=rank, batch_size=self.shape.batch, progress=False
+            queries,
+            self.train,
+            self.folder / "ours",
+            rank=rank,
+            refine_topk=0,  # the peer has no second stage
+            batch_size=self.shape.batch,
+            progress=False,
         )
         return np.array(scores.values)
 
@@ -289,7 +295,13 @@ def _fit_theirs(state: Any) -> None:
 def _score_ours(state: Any) -> None:
     arms, rank = state
     arms.ours.score(
-        arms.queries, arms.train, arms.folder / "ours", rank=rank, batch_size=arms.shape.batch, progress=False
+        arms.queries,
+        arms.train,
+        arms.folder / "ours",
+        rank=rank,
+        refine_topk=0,
+        batch_size=arms.shape.batch,
+        progress=False,
     )
 
 

@@ -245,9 +245,13 @@ def query_batching(scale: Scale) -> list[Claim]:
 
         full, low, refined = (
             np.array(ask(**options).values)
-            for options in ({"rank": None}, {"rank": RANK}, {"rank": RANK, "refine_topk": refine_topk})
+            for options in (
+                {"rank": None},
+                {"rank": RANK, "refine_topk": 0},
+                {"rank": RANK, "refine_topk": refine_topk},
+            )
         )
-        captured = ask(rank=RANK).state["captured"]
+        captured = ask(rank=RANK, refine_topk=0).state["captured"]
     correlation = [float(np.corrcoef(a, b)[0, 1]) for a, b in zip(low, full, strict=True)]
     overlap, repaired = ([_overlap(a, b) for a, b in zip(scores, full, strict=True)] for scores in (low, refined))
     rows = {

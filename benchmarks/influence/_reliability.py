@@ -108,7 +108,7 @@ class Case:
 
 
 CASES = (
-    Case("rank 4", question={"rank": 4}),
+    Case("rank 4", question={"rank": 4, "refine_topk": 0}),
     Case("refined, by layer and token", question={"rank": 4, "refine_topk": 3, "per_layer": True, "per_token": True}),
     Case("full rank, two blocks, empirical", {"fisher": "empirical", "blocks": 2}, {"rank": None, "units": "raw"}),
 )

@@ -36,6 +36,8 @@ def test_bad_input_is_refused_before_work(tiny, tmp_path):
     """Oracle: exit code 1, a line that names the cause, and no run."""
     run = tmp_path / "run"
     write_lines(tmp_path / "twice.jsonl", [{"id": "a", "text": "x"}] * 2)
+    write_lines(tmp_path / "unknown.jsonl", [{"id": "a", "input_ids": [1, 300]}])
+    (tmp_path / "noise.parquet").write_bytes(b"PAR1 noise")
     for model, data, more, message in [
         (tiny / "model", tmp_path / "none.jsonl", [], "none.jsonl"),
         (tiny / "model", tmp_path / "twice.jsonl", [], "twice.jsonl:2"),
@@ -43,6 +45,9 @@ def test_bad_input_is_refused_before_work(tiny, tmp_path):
         (tiny / "model", tiny / "train.jsonl", ["--damping", "much"], "damping"),
         (tiny / "model", tiny / "train.jsonl", ["--modules", "no-such-layer"], "no-such-layer"),
         (tiny / "model", tiny / "train.jsonl", ["--trust-remote-code"], "full commit"),
+        (tiny / "model", tiny / "train.jsonl", ["--max-length", "33"], "max_length: the model has 32 positions"),
+        (tiny / "model", tmp_path / "unknown.jsonl", [], "'a' holds token 300"),
+        (tiny / "model", tmp_path / "noise.parquet", [], "noise.parquet"),
     ]:
         done = invoke("influence", "fit", model, "--data", data, "--run", run, *more)
         assert (done.exit_code, done.stdout) == (1, ""), done.output
@@ -141,6 +146,28 @@ def test_the_report_shows_the_run(run, tmp_path):
     assert not any(word in inside for word in ("marland", "vesper", EVIL[:5]))
 
 
+def test_the_report_goes_beside_the_run(run):
+    """Oracle: the file's place; inside the run it would be a file that the manifest does not name."""
+    done = invoke("influence", "report", run, "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["out"] == str(run.resolve().parent / "run.html")
+    assert (run.parent / "run.html").is_file()
+    assert invoke("verify", run).exit_code == 0
+
+
+def test_what_is_refined_and_what_has_no_curvature_is_said(tiny, tmp_path):
+    """Oracle: the number in the JSON: 500 where the rank is below that of the matrices, 0 where terms are kept."""
+    run = tmp_path / "run"
+    words = ["--data", tiny / "train.jsonl", "--run", run, "--strategy", "identity"]
+    assert invoke("influence", "fit", tiny / "model", *words).exit_code == 0
+    ask = ["influence", "score", run, "--queries", tiny / "queries.jsonl", "--rank", "2", "--json"]
+    for more, wanted in (([], 500), (["--refine-topk", "3"], 3), (["--per-layer"], 0), (["--per-token"], 0)):
+        assert json.loads(invoke(*ask, *more).stdout)["refine_topk"] == wanted
+    shown = invoke("influence", "top", run)
+    assert "one gradient step" in shown.stderr
+    assert "one gradient step" not in shown.stdout
+
+
 @pytest.mark.parametrize("suffix", [".npz", ".parquet"])
 def test_export_holds_every_score(run, tmp_path, suffix):
     """Oracle: the stored matrix."""
@@ -204,16 +231,36 @@ def test_another_model_is_refused(tiny, run, tmp_path):
     assert "another model" in done.stderr
 
 
+def test_another_tokenizer_is_refused(tiny, run, tmp_path):
+    """Oracle: exit code 3 for a tokenizer with one merge less, the weights unchanged."""
+    import shutil
+
+    from hesse.influence.run import open_folder
+    from hesse.io import Manifest, write_manifest
+
+    shutil.copytree(tiny / "model", tmp_path / "model")
+    path = tmp_path / "model" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["merges"].pop()
+    path.write_text(json.dumps(content))
+    found = open_folder(run).manifest
+    config = found.config | {"info": found.config["info"] | {"model": str(tmp_path / "model")}}
+    write_manifest(run, Manifest(found.kind, config, found.parents, found.stages, found.files))
+    done = invoke("influence", "score", run, "--queries", tiny / "queries.jsonl")
+    assert (done.exit_code, done.stdout) == (3, "")
+    assert "tokenizer" in done.stderr
+
+
 def test_verify_names_what_is_damaged(run):
     """Oracle: one flipped byte in one file."""
     assert json.loads(invoke("verify", run, "--json").stdout) == {"run": str(run), "ok": True, "problems": []}
-    victim = run / "corpus" / "train" / "texts.jsonl"
+    (victim,) = (run / "corpus" / "train").glob("texts-*.jsonl")
     data = bytearray(victim.read_bytes())
     data[5] ^= 1
     victim.write_bytes(data)
     done = invoke("verify", run, "--json")
     assert done.exit_code == 3
-    assert [problem["path"] for problem in json.loads(done.stdout)["problems"]] == ["corpus/train/texts.jsonl"]
+    assert [problem["path"] for problem in json.loads(done.stdout)["problems"]] == [f"corpus/train/{victim.name}"]
     assert invoke("influence", "top", run).exit_code == 3
 
 

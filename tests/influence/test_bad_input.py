@@ -117,6 +117,12 @@ def tied_model() -> TinyLanguageModel:
     return model
 
 
+def half_double() -> TinyLanguageModel:
+    model = tiny_model()
+    model.blocks[0].double()
+    return model
+
+
 def model_in_training(name: str = "") -> TinyLanguageModel:
     model = tiny_model()
     model.get_submodule(name).train()
@@ -202,6 +208,22 @@ MODELS_AND_OPTIONS: dict[str, tuple[Callable[[Path], Any], type[HesseError], str
         r"blocks: expected 1 to 16 for layer 'blocks\.0\.2'",
     ),
     "negative seed": (lambda folder: fit(folder, seed=-1), ArgumentError, "seed: .*-1"),
+    "half precision": (lambda folder: fit(folder, tiny_model().half()), ArgumentError, "model: .*float16"),
+    "two precisions": (
+        lambda folder: fit(folder, half_double()),
+        ArgumentError,
+        r"model: 'blocks\.0\.0' is in torch\.float64",
+    ),
+    "no model": (lambda folder: Influence("gpt2"), ArgumentTypeError, "model: .*str"),  # pyright: ignore[reportArgumentType]
+    "no picker": (lambda folder: fit(folder, modules=None), ArgumentTypeError, "modules: .*NoneType"),
+    "no loss": (lambda folder: fit(folder, loss="mse"), ArgumentTypeError, "loss: .*str"),
+    "a loss that draws no labels": (
+        lambda folder: fit(folder, loss=lambda model, batch, labels=None: None),
+        ArgumentTypeError,
+        "loss: .*function, which has no positions",
+    ),
+    "damping as text": (lambda folder: fit(folder, damping="0.1"), ArgumentTypeError, "damping: .*str"),
+    "a fraction as seed": (lambda folder: fit(folder, seed=0.5), ArgumentTypeError, "seed: .*float"),
     "a rescaled loss": (
         lambda folder: fit(folder, loss=Rescaled(0.25)),
         ArgumentError,
@@ -254,6 +276,7 @@ DATA: dict[str, tuple[Callable[[Path], Any], type[HesseError], str]] = {
 
 QUESTIONS: dict[str, tuple[Callable[[Path], Any], type[HesseError], str]] = {
     "rank 0": (lambda folder: score(folder, rank=0), ArgumentError, "rank: .*0"),
+    "a fraction as rank": (lambda folder: score(folder, rank=0.5), ArgumentTypeError, "rank: .*float"),
     "negative refine_topk": (lambda folder: score(folder, refine_topk=-1), ArgumentError, "refine_topk: .*-1"),
     "unknown units": (lambda folder: score(folder, units="bits"), ArgumentError, "units: .*'bits'"),
     "no token a batch": (lambda folder: score(folder, batch_tokens=0), ArgumentError, "batch_tokens.* 0"),
@@ -271,11 +294,22 @@ QUESTIONS: dict[str, tuple[Callable[[Path], Any], type[HesseError], str]] = {
     ),
     "queries too large": (lambda folder: score(folder, query_memory=100), MemoryLimitError, "query_memory"),
     "refined queries too large": (
-        lambda folder: score(folder, rank=1, refine_topk=1, query_memory=2000),
+        lambda folder: score(folder, rank=1, query_memory=2000),
         MemoryLimitError,
-        "query_memory",
+        "query_memory.*refine_topk=0",
     ),
-    "no query": (lambda folder: score(folder, queries=[]), ArgumentError, "no sequence"),
+    "no query": (lambda folder: score(folder, queries=[]), ArgumentError, "queries: it holds no sequence"),
+    "an empty query": (
+        lambda folder: score(folder, [sequence("void", [])]),
+        ArgumentError,
+        "queries: sequence 'void' is empty",
+    ),
+    "one query twice": (
+        lambda folder: score(folder, [sequence("q", [1, 2])] * 2),
+        ArgumentError,
+        "queries: the id 'q' occurs twice",
+    ),
+    "no candidate": (lambda folder: score(folder, data=[]), ArgumentError, "dataset: it holds no sequence"),
     "an empty completion": (
         lambda folder: score(folder, [sequence("mute", [1, 2, 3], [-100] * 3)]),
         ArgumentError,
@@ -361,10 +395,10 @@ def test_nan_in_what_is_scored(tmp_path):
     engine = influence(poisoned_model())
     engine.fit(clean_data(), tmp_path, **QUIET)
     queries = [sequence("q", [1, 2, 3, 4])]
-    with pytest.raises(NumericalError, match="'bad one' is NaN"):
+    with pytest.raises(NumericalError, match=r"^dataset: the loss of sequence 'bad one' is NaN"):
         engine.score(queries, [*clean_data(), poisoned("bad one")], tmp_path, **QUIET)
     assert verify_run(tmp_path) == []
-    with pytest.raises(NumericalError, match="'bad query' is NaN"):
+    with pytest.raises(NumericalError, match=r"^queries: the loss of sequence 'bad query' is NaN"):
         engine.score([poisoned("bad query")], clean_data(), tmp_path, **QUIET)
     assert verify_run(tmp_path) == []
     assert np.isfinite(engine.score(queries, clean_data(), tmp_path, **QUIET).values).all()

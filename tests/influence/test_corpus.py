@@ -1,6 +1,9 @@
 """Texts kept in a run: written, read back, and refused when damaged."""
 
 import datetime
+import os
+import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -9,8 +12,9 @@ from hypothesis import strategies as st
 
 from hesse.errors import ArgumentError, ArtifactError
 from hesse.influence.corpus import find_corpus, keep_corpus, open_corpus, save_corpus, split_pieces
+from hesse.influence.run import open_folder
 from hesse.influence.sequences import Sequence, fingerprint, tokenize_rows
-from hesse.io import Manifest, write_manifest
+from hesse.io import Manifest, calls, verify_run, write_manifest
 
 ROWS = [
     {"id": "a", "text": "hello\n<script>", "source": "web"},
@@ -130,11 +134,73 @@ def test_texts_are_found_by_their_fingerprint(tmp_path):
     assert open_corpus(tmp_path, "train").ids == [s.id for s in sets[1]]
 
 
-@pytest.mark.parametrize("file", ["texts.jsonl", "tokens.safetensors"])
+def test_a_corpus_is_replaced_whole_or_not_at_all(tmp_path):
+    """Oracle: killed before the n-th call to the file system, for every n: the old texts or the new ones, verified."""
+    sets = [tokenize_rows(rows, CharacterTokenizer(), 50) for rows in (ROWS[:2], ROWS[2:])]
+    known = [[s.id for s in sequences] for sequences in sets]
+    write_manifest(tmp_path / "run", Manifest("influence-run", {}))
+    keep_corpus(tmp_path / "run", "train", sets[0])
+    seen, number = [], 0
+    while True:
+        run = tmp_path / str(number)
+        shutil.copytree(tmp_path / "run", run)
+        finished = _killed_at(number, lambda run=run: keep_corpus(run, "train", sets[1]))
+        seen.append(known.index(open_corpus(run, "train").ids))
+        bad = [p.path for p in verify_run(run) if p.path in open_folder(run).manifest.files]
+        assert bad == []
+        keep_corpus(run, "train", sets[1])
+        assert open_corpus(run, "train").ids == known[1]
+        if finished:
+            break
+        number += 1
+    assert set(seen) == {0, 1}
+    assert number > 10
+    assert verify_run(run) == []
+
+
+def _killed_at(number, work) -> bool:
+    # in a child that SIGKILLs itself before the number-th call; true if it came to its end
+    pid = os.fork()
+    if pid == 0:
+        count = -1
+
+        def dying(call):
+            def counted(*arguments):
+                nonlocal count
+                count += 1
+                if count == number:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return call(*arguments)
+
+            return counted
+
+        for name in ("create", "write", "sync", "rename", "remove", "make_folder"):
+            setattr(calls, name, dying(getattr(calls, name)))
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return os.waitpid(pid, 0)[1] == 0
+
+
+def test_an_open_corpus_that_was_replaced_says_so(tmp_path):
+    """Oracle: the advice in the message; one that has been read from goes on reading the old texts."""
+    sets = [tokenize_rows(rows, CharacterTokenizer(), 50) for rows in (ROWS[:1], ROWS[2:])]
+    write_manifest(tmp_path, Manifest("influence-run", {}))
+    keep_corpus(tmp_path, "train", sets[0])
+    untouched, read = open_corpus(tmp_path, "train"), open_corpus(tmp_path, "train")
+    assert read.text("a") == ROWS[0]["text"]
+    keep_corpus(tmp_path, "train", sets[1])
+    assert read.text("a") == ROWS[0]["text"]
+    with pytest.raises(ArtifactError, match="open it again"):
+        untouched.text("a")
+
+
+@pytest.mark.parametrize("file", ["texts", "tokens"])
 def test_damage_is_noticed(tmp_path, file):
     """Oracle: one flipped byte, or a missing file, is refused with the exit code of a damaged artifact."""
     kept(tmp_path, tokenize_rows(ROWS, CharacterTokenizer(), 50))
-    path = tmp_path / "corpus" / "train" / file
+    (path,) = (tmp_path / "corpus" / "train").glob(f"{file}-*")
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)

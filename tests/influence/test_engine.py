@@ -16,7 +16,7 @@ from hesse.influence.examples import ArrayExamples, TokenExamples, as_examples
 from hesse.influence.objective import CausalLMLoss, ClassificationLoss, LossOutput, RegressionLoss
 from hesse.influence.passes import Pass
 from hesse.influence.run import open_folder
-from tests.influence._tiny import classifier, dense_block, gpt2, llama, loss_gradients, points, tokens
+from tests.influence._tiny import VOCAB, classifier, dense_block, gpt2, llama, loss_gradients, points, tokens
 
 F64 = torch.float64
 QUIET = {"progress": False}
@@ -299,7 +299,9 @@ def test_tokens_and_layers_add_up(build, dtype, rank, tolerance, side, tmp_path)
     """Oracle: the score of the sequence, asked for without its parts."""
     model, data = build(dtype, layers=2), TokenExamples(as_examples(tokens(6)).sequences, 0, side)
     queries = completions()
-    influence, _, plain = asked(data, tmp_path / "run", model=model, queries=queries, score={"rank": rank})
+    influence, _, plain = asked(
+        data, tmp_path / "run", model=model, queries=queries, score={"rank": rank, "refine_topk": 0}
+    )
     scores = influence.score(queries, data, tmp_path / "run", rank=rank, per_layer=True, per_token=True, **QUIET)
     close(scores.values, plain.values, tolerance)
     close(scores.layers.sum(-1), plain.values, tolerance)
@@ -322,9 +324,10 @@ def test_scores_do_not_depend_on_the_company_of_a_query(tmp_path):
     for dtype, tolerance in ((F64, 1e-9), (torch.float32, 2.0**-7)):
         data, queries = tokens(6), completions(4)
         folder = tmp_path / str(dtype)
-        influence, _, together = asked(data, folder, model=gpt2(dtype), queries=queries, score={"rank": 3})
+        question = {"rank": 3, "refine_topk": 0}
+        influence, _, together = asked(data, folder, model=gpt2(dtype), queries=queries, score=question)
         for q in range(4):
-            single = influence.score(queries[q : q + 1], data, folder, rank=3, **QUIET)
+            single = influence.score(queries[q : q + 1], data, folder, **question, **QUIET)
             close(single.values[0], together.values[q], tolerance)
 
 
@@ -505,7 +508,9 @@ def test_n_is_that_of_the_whole_data_set(tmp_path):
 def test_refined_entries_are_those_of_full_rank(dtype, tmp_path):
     """Oracle: full rank in float32 or wider for the two strongest of either sign, rank 1 elsewhere."""
     model, data, queries = gpt2(dtype), tokens(10), completions()
-    influence, _, rough = asked(data, tmp_path / "run", model=model, queries=queries, score={"rank": 1})
+    influence, _, rough = asked(
+        data, tmp_path / "run", model=model, queries=queries, score={"rank": 1, "refine_topk": 0}
+    )
     refined = influence.score(queries, data, tmp_path / "run", rank=1, refine_topk=2, **QUIET)
     wide = gpt2(dtype)
     factors = influence_of(model, data).fit(data, tmp_path / "run", **QUIET)
@@ -517,6 +522,52 @@ def test_refined_entries_are_those_of_full_rank(dtype, tmp_path):
         ends, rest = [*order[:2], *order[-2:]], order[2:-2]
         close(refined.values[q][ends], exact[q][ends], 1e-9 if dtype == F64 else 1e-4)
         assert np.array_equal(refined.values[q][rest], rough.values[q][rest])
+
+
+def test_tokens_the_model_does_not_know_are_named(tmp_path):
+    """Oracle: the message; no run where there was none, and the run as it was."""
+    influence = influence_of(gpt2(), tokens(3))
+    for bad, message in [
+        ([1, VOCAB], f"'x' holds token {VOCAB}, but the model knows 0 to {VOCAB - 1}"),
+        ([1, -1], "'x' holds token -1"),
+        ([1] * 33, "'x' has 33 tokens, more than the model's 32 positions"),
+    ]:
+        data = [*tokens(3), {"id": "x", "input_ids": bad}]
+        with pytest.raises(ArgumentError, match=f"dataset: sequence {message}"):
+            influence.fit(data, tmp_path / "run", **QUIET)
+        assert not (tmp_path / "run").exists()
+        influence.fit(tokens(3), tmp_path / "fitted", **QUIET)
+        with pytest.raises(ArgumentError, match=f"queries: sequence {message}"):
+            influence.score(data, tokens(3), tmp_path / "fitted", **QUIET)
+        with pytest.raises(ArgumentError, match=f"dataset: sequence {message}"):
+            influence.score(tokens(3), data, tmp_path / "fitted", **QUIET)
+        with pytest.raises(ArgumentError, match=f"dataset: sequence {message}"):
+            influence.self_influence(data, tmp_path / "fitted")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options", "wanted"),
+    [
+        (F64, {"rank": 1}, 500),
+        (F64, {"rank": 1, "refine_topk": 0}, 0),
+        (F64, {"rank": 1, "refine_topk": 3}, 3),
+        (F64, {"rank": 1, "per_layer": True}, 0),
+        (F64, {"rank": 1, "per_token": True}, 0),
+        (F64, {"rank": 1, "per_token": True, "refine_topk": 3}, 3),
+        (F64, {"rank": None}, 0),
+        (F64, {"rank": None, "refine_topk": 3}, 0),
+        (F64, {"rank": 9}, 0),  # the matrices are 12 x 9 and 8 x 13 with their biases
+        (F64, {}, 0),
+        (torch.bfloat16, {"rank": None}, 500),
+    ],
+)
+def test_what_is_refined_by_default(dtype, options, wanted, tmp_path):
+    """Oracle: the documented rule: 500 of either sign, none where terms must add up or full rank was there already."""
+    influence, _, scores = asked(tokens(4), tmp_path / "run", model=gpt2(dtype), score={"rank": 32} | options)
+    assert scores.state["refine_topk"] == wanted
+    if wanted == 500:  # more than there are: all are at full rank
+        full = np.array(influence.score(tokens(4), tokens(4), tmp_path / "run", rank=None, **QUIET).values)
+        close(scores.values, full, 1e-9 if dtype == F64 else 1e-6)
 
 
 def test_ihvp_is_what_the_scores_contract(tmp_path):
@@ -561,7 +612,12 @@ def test_bfloat16_models_run_and_agree(tmp_path):
                     parameter.div_(3)  # as smooth as a trained model
         model = model.to(dtype)
         _, factors, scores = asked(
-            data, tmp_path / str(dtype), model=model, queries=queries, fisher="empirical", score={"rank": 4}
+            data,
+            tmp_path / str(dtype),
+            model=model,
+            queries=queries,
+            fisher="empirical",
+            score={"rank": 4, "refine_topk": 0},
         )
         assert factors.eigenvalues("transformer.h.0.mlp.c_fc").dtype == torch.float32
         assert scores.values.dtype == np.float32

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hesse.errors import ArgumentError, ArgumentTypeError, ShapeError
+from hesse.errors import ArgumentError, ArgumentTypeError, HesseError, ShapeError
 from hesse.influence.examples import ArrayExamples, TokenExamples, as_examples, plan_batches, plan_units
 from hesse.influence.sequences import Sequence
 
@@ -68,6 +68,66 @@ def test_what_users_have_is_wrapped():
     assert as_examples(examples) is examples
     arrays = as_examples((torch.ones(3, 2), torch.arange(3)))
     assert arrays.ids == ["0", "1", "2"]
+
+
+class MapStyle:
+    """A data set of torch's map style: no iteration, no IndexError."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, number):
+        return {"input_ids": [[1, 2, 3], [4, 5]][number]}
+
+
+def test_token_ids_come_in_many_forms(tmp_path):
+    """Oracle: the same two sequences, written by hand; an array of rows of one length likewise."""
+    rows = [{"input_ids": [1, 2, 3]}, {"input_ids": [4, 5]}]
+    (tmp_path / "rows.jsonl").write_text('{"id": 0, "input_ids": [1, 2, 3]}\n{"id": 1, "input_ids": [4, 5]}\n')
+    wanted = as_examples(rows).fingerprint()
+    arrays = [np.array([1, 2, 3], np.uint16), torch.tensor([4, 5])]
+    for data in (
+        iter(rows),
+        MapStyle(),
+        arrays,
+        [(1, 2, 3), [4, 5]],
+        tmp_path / "rows.jsonl",
+        str(tmp_path / "rows.jsonl"),
+    ):
+        assert as_examples(data).fingerprint() == wanted
+    table = np.arange(6, dtype=np.int32).reshape(2, 3)
+    np.save(tmp_path / "rows.npy", table)
+    wanted = as_examples([{"input_ids": row.tolist()} for row in table]).fingerprint()
+    for data in (table, torch.from_numpy(table), tmp_path / "rows.npy", np.load(tmp_path / "rows.npy", mmap_mode="r")):
+        assert as_examples(data).fingerprint() == wanted
+    datasets = pytest.importorskip("datasets")
+    assert as_examples(datasets.Dataset.from_list(rows)).fingerprint() == as_examples(rows).fingerprint()
+
+
+@pytest.mark.parametrize("argument", ["dataset", "queries"])
+def test_an_error_names_the_argument(argument, tmp_path):
+    """Oracle: the first word of the message, which is what the caller called the data."""
+    (tmp_path / "text.jsonl").write_text('{"id": "a", "text": "x"}\n')
+    for data, message in [
+        ([], "it holds no sequence"),
+        ((torch.ones(0, 1), torch.ones(0)), "it holds no sequence"),
+        ([{"id": "a", "input_ids": [1]}] * 2, "'a' occurs twice"),
+        ([{"input_ids": []}], "'0' is empty"),
+        ([{"input_ids": [1, 2], "labels": [1]}], "2 tokens but 1 labels"),
+        ([{"input_ids": [1, 2], "labels": [1], "attention_mask": [1, 0]}], "2 tokens but 1 labels"),
+        ([{"input_ids": [1, 2], "attention_mask": [1]}], r"attention_mask of shape \(1,\)"),
+        ([{"input_ids": [1.5]}], "flat list of integers"),
+        ([{"input_ids": [[1, 2]]}], "flat list of integers"),
+        ([{"input_ids": [[1], [1, 2]]}], "flat list of integers"),
+        ([{"input_ids": "ab"}], "flat list of integers"),
+        ((torch.ones(3, 1), torch.ones(2)), "do not match"),
+        ([{"text": "x"}], "items of type dict"),
+        (3, "got int"),
+        ({"input_ids": [1]}, "got dict"),
+        (tmp_path / "text.jsonl", "row 'a' of .* has no input_ids"),
+    ]:
+        with pytest.raises(HesseError, match=f"^{argument}: .*{message}"):
+            as_examples(data, argument=argument)
 
 
 def test_fingerprints_tell_data_apart():

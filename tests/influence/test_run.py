@@ -9,16 +9,21 @@ import pytest
 import torch
 
 from benchmarks.influence._reliability import (
+    BLOCKING,
     CASES,
+    TRACKED,
     content,
     damages,
     finished_run,
     is_refused,
     memory_folder,
     read_everything,
+    tiny_model,
+    tiny_sequences,
     work,
 )
 from hesse.errors import ArgumentError, ArtifactError
+from hesse.influence.engine import Influence
 from hesse.influence.run import KIND, RunFolder, open_folder, remove_unnamed, start_folder, writing_run
 from hesse.influence.scores import open_scores
 from hesse.io import LOCK_NAME, MANIFEST_NAME, Manifest, run_lock, save_tensors, verify_run, write_manifest
@@ -187,6 +192,47 @@ def test_every_damaged_file_is_refused_and_named(whole, tmp_path):
         (folder / name).write_bytes(data)
     assert kinds == {MANIFEST_NAME, "corpus", "eig", "lam", "scores"}
     read_everything(folder)
+
+
+@pytest.mark.parametrize("kind", ["eig/", "lam/", "scores/", "corpus/train", "corpus/queries", "scores/ and lam/"])
+def test_what_was_deleted_is_computed_anew(whole, kind, tmp_path):
+    """Oracle: the bytes of the run before one of its files was deleted, after the commands that made it."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole / "run", folder)
+    before = content(folder)
+    for part in kind.split(" and "):
+        next(
+            path for path in sorted(folder.rglob("*.*")) if path.relative_to(folder).as_posix().startswith(part)
+        ).unlink()
+    if kind != "scores/":
+        with pytest.raises(ArtifactError, match="missing"):
+            ask_again(folder)
+    finished_run(folder)
+    assert verify_run(folder) == []
+    assert content(folder) == before
+
+
+def ask_again(folder: Path) -> None:
+    case = CASES[1]
+    influence = Influence(tiny_model(), modules=TRACKED, **case.options)
+    influence.score(tiny_sequences(3, 1, prompt=2), tiny_sequences(case.sequences), folder, **case.question, **BLOCKING)
+
+
+def test_a_question_that_lost_a_shard_is_answered_again(whole, tmp_path):
+    """Oracle: the scores before; nothing else of the run is touched."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole / "run", folder)
+    before = content(folder)
+    next((folder / "scores").glob("*/part-*")).unlink()
+    with pytest.raises(ArtifactError, match="part-"):
+        read_everything(folder)
+    ask_again(folder)
+    assert verify_run(folder) == []
+    after = content(folder)
+    assert {name for name in before if not name.startswith("scores/") and name != MANIFEST_NAME} <= after.keys()
+    assert [after[name] for name in before if name.endswith("scores.npy")] == [
+        before[name] for name in before if name.endswith("scores.npy")
+    ]
 
 
 def test_two_shards_swapped(whole, tmp_path):

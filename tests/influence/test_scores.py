@@ -12,6 +12,7 @@ from hesse.influence.examples import TokenExamples
 from hesse.influence.objective import ClassificationLoss
 from hesse.influence.scores import open_scores, sequence_values
 from hesse.influence.sequences import Sequence
+from hesse.io import load_tensors
 from tests.influence._tiny import gpt2, tokens
 
 F64 = torch.float64
@@ -66,6 +67,24 @@ def test_layers_and_tokens_add_up_to_rows(scored):
             assert terms.shape == (len(item["input_ids"]),)
             np.testing.assert_allclose(terms.sum(), apart[q, n], rtol=1e-9, atol=1e-10)
     assert np.array_equal(scores.tokens("s1", "s4"), scores.tokens(1, "s4"))
+
+
+def test_a_shard_is_compared_once(scored, monkeypatch):
+    """Oracle: what the reader is handed: an entry to compare with at the first reading of a shard, then none."""
+    seen = []
+
+    def counting(path, entry=None, **more):
+        seen.append((path.name, entry is not None))
+        return load_tensors(path, entry, **more)
+
+    monkeypatch.setattr("hesse.influence.scores.load_tensors", counting)
+    scores = open_scores(scored[0].run.path)
+    first = scores.tokens(0, "s0")
+    for name in ("s1", "s7", "s0"):
+        again = scores.tokens(0, name)
+    np.testing.assert_array_equal(again, first)
+    names = ["part-000000000.safetensors", "part-000000006.safetensors"]
+    assert seen == [(names[0], True), (names[0], False), (names[1], True), (names[0], False)]
 
 
 def test_parts_that_were_not_asked_for(scored):

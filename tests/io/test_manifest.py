@@ -164,11 +164,51 @@ def test_write_refuses(tmp_path):
         (replace(manifest, files={"shards/0.safetensors": FileEntry(1, entry.xxh3)}), ArtifactError, "1 bytes"),
         (replace(manifest, files={"../x": entry}), ArgumentError, "name"),
         (replace(manifest, files={"a": FileEntry(1, "zz")}), ArgumentError, "a: not an entry"),
-        (replace(manifest, stages={"fit": {"text": "x" * (9 << 20)}}), ArgumentError, "at most"),
+        (replace(manifest, stages={"fit": {"parts": [0] * (1 << 20)}}), ArgumentError, "values"),
+        (replace(manifest, stages={"fit": {"text": "x" * (33 << 20)}}), ArgumentError, "at most"),
     ]:
         with pytest.raises(error, match=word):
             write_manifest(tmp_path, bad)
     assert read_manifest(tmp_path) == manifest
+
+
+def test_a_hundred_thousand_files(tmp_path):
+    """Oracle: the manifest itself, with the shard numbers that scoring 25 million sequences notes beside them."""
+    (tmp_path / "parts").mkdir()
+    files = {}
+    for number in range(100_000):
+        name = f"parts/part-{256 * number:09d}.safetensors"
+        (tmp_path / name).touch()
+        files[name] = FileEntry(0, hash_bytes(b""))
+    parts = [[256 * number, 256 * number + 256] for number in range(100_000)]
+    manifest = Manifest("scores", {}, stages={"score": {"parts": parts}}, files=files)
+    write_manifest(tmp_path, manifest)
+    assert read_manifest(tmp_path) == manifest
+    (tmp_path / "parts" / "part-000000256.safetensors").unlink()
+    with pytest.raises(ArtifactError, match="part-000000256"):
+        write_manifest(tmp_path, manifest)
+    assert read_manifest(tmp_path) == manifest
+
+
+@pytest.mark.parametrize("kind", ["a link", "a folder", "a link above it"])
+def test_only_plain_files_are_named(kind, tmp_path):
+    """Oracle: the documented error; what is behind the name has the right size."""
+    folder = tmp_path / "run"
+    for name in ("parts", "real"):
+        (folder / name).mkdir(parents=True)
+    (folder / "real" / "a").touch()
+    size = 0
+    if kind == "a link":
+        (folder / "parts" / "a").symlink_to(folder / "real" / "a")
+    elif kind == "a folder":
+        (folder / "parts" / "a").mkdir()
+        size = (folder / "parts" / "a").stat().st_size
+    else:
+        (folder / "parts").rmdir()
+        (folder / "parts").symlink_to(folder / "real")
+    with pytest.raises(ArtifactError, match="parts"):
+        write_manifest(folder, Manifest("scores", {}, files={"parts/a": FileEntry(size, hash_bytes(b""))}))
+    assert not manifest_exists(folder)
 
 
 def test_hashes(tmp_path):

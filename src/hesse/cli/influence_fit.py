@@ -27,8 +27,8 @@ def fit(
     damping: Annotated[str, typer.Option(help="Times each matrix's mean eigenvalue; abs:X is absolute.")] = "0.1",
     positions: Annotated[Positions, typer.Option(help="Which positions enter the input factor.")] = "gradient",
     max_sequences: Annotated[
-        int | None, typer.Option(min=1, help="Measure on a random subset of this size. Default: all.")
-    ] = None,
+        int, typer.Option(min=1, help="Measure on a random subset of this size, if there are more sequences.")
+    ] = 100_000,
     dtype: Annotated[Dtype, typer.Option(help="Precision of forward and backward.")] = "float32",
     seed: Annotated[int, typer.Option(min=0, help="Of the sampled labels.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run with other settings.")] = False,
@@ -45,11 +45,13 @@ def fit(
     """Fit the curvature of a model on its training data. The same command again resumes.
 
     Example: hesse influence fit runs/model --data train.jsonl --run runs/demo
-    """
+    """  # noqa: DOC501 - it is the help text
     from hesse.cli._model import build, load, local_or_id
+    from hesse.errors import ArgumentError
     from hesse.influence.corpus import keep_corpus
     from hesse.influence.factors import parse_damping
-    from hesse.influence.huggingface import default_max_length
+    from hesse.influence.huggingface import default_max_length, tokenizer_hash
+    from hesse.influence.run import open_folder
     from hesse.influence.sequences import read_rows, tokenize_rows
 
     parse_damping(damping)  # a typing mistake is worth knowing before a model is loaded
@@ -57,6 +59,10 @@ def fit(
     info = {"model": local_or_id(model), "revision": revision, "dtype": dtype, "data": data, "modules": modules}
     network, tokenizer = load(info, trust_remote_code=trust_remote_code)
     length = max_length or default_max_length(network)
+    if length > default_max_length(network, length):
+        raise ArgumentError(
+            f"max_length: the model has {default_max_length(network, length):,} positions, got {length:,}"
+        )
     sequences = tokenize_rows(rows, tokenizer, length)
     say(f"{len(rows):,} rows, {len(sequences):,} sequences of at most {length:,} tokens")
     settings = {
@@ -69,9 +75,16 @@ def fit(
         max_sequences=max_sequences,
         batch_tokens=batch_tokens,
         overwrite=overwrite,
-        info=info | {"max_length": length, "rows": len(rows)},
+        info=info | {"max_length": length, "rows": len(rows), "tokenizer": tokenizer_hash(tokenizer)},
     )
     keep_corpus(run, "train", sequences)
+    counts = open_folder(run).stage("fit").get("counts", {})
+    thin = [name for name, layer in influence.layers.items() if name in counts and counts[name]["A"] < layer.columns]
+    if thin:
+        say(
+            f"{len(thin):,} of {len(influence.layers):,} matrices have more inputs than there were token positions to "
+            "measure them on: what no position showed is left to the damping; more sequences would show it"
+        )
     result = {
         "run": str(run),
         "model": info["model"],

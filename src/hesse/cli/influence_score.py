@@ -26,8 +26,13 @@ def score(
         str, typer.Option(callback=_rank, metavar="N|full", help="Rank at which each query's gradient is kept.")
     ] = "32",
     refine_topk: Annotated[
-        int, typer.Option(min=0, help="Score this many of each sign again at full rank, a query.")
-    ] = 0,
+        int | None,
+        typer.Option(
+            min=0,
+            help="Score this many of each sign again at full rank, a query. Default: 500; 0 with --per-token or "
+            "--per-layer, whose shares add up to the scores of the first pass.",
+        ),
+    ] = None,
     per_token: Annotated[bool, typer.Option("--per-token", help="Keep the share of every token.")] = False,
     per_layer: Annotated[bool, typer.Option("--per-layer", help="Keep the share of every matrix.")] = False,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Padded tokens a batch.")] = 4096,
@@ -41,8 +46,9 @@ def score(
     Example: hesse influence score runs/demo --queries queries.jsonl --per-token
     """  # noqa: DOC501 - it is the help text
     from hesse.cli._model import build, load
-    from hesse.errors import ArgumentError
+    from hesse.errors import ArgumentError, ArtifactError
     from hesse.influence.corpus import keep_corpus, open_corpus
+    from hesse.influence.huggingface import tokenizer_hash
     from hesse.influence.query import read_queries, tokenize_query
     from hesse.influence.run import open_folder
     from hesse.influence.sequences import fingerprint, read_rows, tokenize_rows
@@ -56,6 +62,10 @@ def score(
     asked = read_queries(queries)
     rows = None if data is None else read_rows(data)
     network, tokenizer = load(info, trust_remote_code=trust_remote_code)
+    if info.get("tokenizer") not in (None, tokenizer_hash(tokenizer)):
+        raise ArtifactError(
+            f"run: {run} was fitted on texts cut by another tokenizer than {info['model']} has now; fit again"
+        )
     length = info["max_length"]
     questions = [tokenize_query(query, tokenizer, length) for query in asked]
     if rows is None:
@@ -82,6 +92,7 @@ def score(
         "rows": len(scores.train_ids),
         "sequences": len(scores.sequence_ids),
         "rank": rank if rank == "full" else int(rank),
+        "refine_topk": scores.state["refine_topk"],
     }
     if as_json:
         emit_json(result)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hesse.cli._report import console, emit_json, visible
+from hesse.cli._report import console, emit_json, say, visible
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -43,6 +43,8 @@ def top(
         found = [_as_dict(item, opponents=opponents) for item in data.queries]
         emit_json({"run": str(run), "units": "nats", "queries": found})
         return
+    if data.settings.get("strategy") == "identity":
+        say("no curvature: nats after one gradient step of learning rate 1 on the row's share of the objective")
     out = console()
     for item in data.queries:
         out.print(_table(item, opponents=opponents))
@@ -71,6 +73,8 @@ def _table(item: "ReportQuery", *, opponents: bool) -> Any:
     table.add_column("row", overflow="fold", max_width=24)
     table.add_column("opponents" if opponents else "proponents", ratio=1, overflow="fold")
     scale = token_scale(entries)
+    if not entries:
+        table.add_row("", "", "", f"no row {'lowers' if opponents else 'raises'} it")
     for i, entry in enumerate(entries, 1):
         table.add_row(str(i), f"{entry.score:+.3g}", Text(visible(entry.id)), highlighted(entry, scale))
     return table

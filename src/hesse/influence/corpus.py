@@ -1,8 +1,9 @@
 """The texts of a run, kept beside its scores: what was scored, token by token, readable one sequence at a time.
 
-Layout, inside the run: ``corpus/<name>/texts.jsonl`` has one JSON object a sequence (text and metadata);
-``corpus/<name>/tokens.safetensors`` has token ids, targets and character spans end to end, ids as bytes, and where each
-sequence starts.   Shapes: N sequences, M tokens in all.
+Layout, inside the run: ``corpus/<name>/texts-<mark>.jsonl`` has one JSON object a sequence (text and metadata);
+``corpus/<name>/tokens-<mark>.safetensors`` has token ids, targets and character spans end to end, ids as bytes, and
+where each sequence starts. The mark is of their content: other texts of the same name never touch the files that the
+manifest still names.   Shapes: N sequences, M tokens in all.
 """
 
 import json
@@ -29,7 +30,6 @@ from hesse.io import (
     check_file,
     file_path,
     load_tensors,
-    make_folder,
     read_manifest,
     run_lock,
     save_tensors,
@@ -76,10 +76,10 @@ def save_corpus(run_dir: Path | str, name: str, sequences: Items[Sequence]) -> d
     for sequence in sequences:
         if ((sequence.labels != IGNORED) & (sequence.labels != sequence.input_ids)).any():
             raise ArgumentError(f"sequences: {sequence.id!r} has labels that are neither its input_ids nor {IGNORED}")
-    folder = Path(run_dir) / "corpus" / name
-    make_folder(folder)
+    mark = fingerprint(sequences)[:16]
+    texts, tokens = f"corpus/{name}/texts-{mark}.jsonl", f"corpus/{name}/tokens-{mark}.safetensors"
     lines = [0]
-    with atomic_writer(folder / "texts.jsonl") as writer:
+    with atomic_writer(Path(run_dir) / texts) as writer:
         for sequence in sequences:
             line = json.dumps({"text": sequence.text, "metadata": _plain(sequence.metadata)}).encode() + b"\n"
             writer.write(line)
@@ -93,14 +93,14 @@ def save_corpus(run_dir: Path | str, name: str, sequences: Items[Sequence]) -> d
         "has_spans": np.array([s.offsets is not None for s in sequences], dtype=np.uint8),
         "lines": np.array(lines, dtype=np.int64),
     }
-    entry = save_tensors(
-        folder / "tokens.safetensors", {key: torch.from_numpy(value) for key, value in tensors.items()}
-    )
-    return {f"corpus/{name}/texts.jsonl": writer.entry, f"corpus/{name}/tokens.safetensors": entry}
+    entry = save_tensors(Path(run_dir) / tokens, {key: torch.from_numpy(value) for key, value in tensors.items()})
+    return {texts: writer.entry, tokens: entry}
 
 
 def keep_corpus(run_dir: Path | str, name: str, sequences: Items[Sequence]) -> None:
     """Save texts into a run and enter them in its manifest, unless it has these under this name already.
+
+    Killed at any moment, the run keeps the old texts of that name or the new ones, whole.
 
     Parameters
     ----------
@@ -116,7 +116,8 @@ def keep_corpus(run_dir: Path | str, name: str, sequences: Items[Sequence]) -> N
         run = open_folder(run_dir)
         kept = run.stage("corpus")
         if kept.get(name) != mark:
-            run.commit({"corpus": {**kept, name: mark}}, save_corpus(run_dir, name, sequences))
+            old = [file for file in run.manifest.files if file.startswith(f"corpus/{name}/")]
+            run.commit({"corpus": {**kept, name: mark}}, save_corpus(run_dir, name, sequences), old)
 
 
 def find_corpus(run_dir: Path | str, mark: str) -> "Corpus | None":
@@ -162,12 +163,14 @@ def open_corpus(run_dir: Path | str, name: str) -> "Corpus":
     """
     _check_name(name)
     files = read_manifest(run_dir).files
-    relative = [f"corpus/{name}/{file}" for file in ("texts.jsonl", "tokens.safetensors")]
-    if not all(path in files for path in relative):
+    kept = sorted(path for path in files if path.startswith(f"corpus/{name}/"))
+    if not kept:
         raise ArgumentError(f"run: {run_dir} keeps no texts called {name!r}")
-    texts, tokens = (file_path(run_dir, path) for path in relative)
-    check_file(texts, files[relative[0]])
-    tensors = {key: value.numpy() for key, value in load_tensors(tokens, files[relative[1]]).items()}
+    if [re.split("[-.]", Path(path).name)[0] for path in kept] != ["texts", "tokens"]:
+        raise ArtifactError(f"{run_dir}: expected a file of texts and one of tokens called {name!r}, got {kept}")
+    texts, tokens = (file_path(run_dir, path) for path in kept)
+    check_file(texts, files[kept[0]])
+    tensors = {key: value.numpy() for key, value in load_tensors(tokens, files[kept[1]]).items()}
     return Corpus(texts, tensors)
 
 
@@ -312,8 +315,11 @@ class Corpus:
 
     @cached_property
     def _file(self) -> mmap.mmap:
-        with self.path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        try:
+            with self.path.open("rb") as file:
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except FileNotFoundError as error:
+            raise ArtifactError(f"{self.path}: replaced by other texts since it was opened; open it again") from error
 
     def _place(self, name: str) -> int:
         if name not in self._places:

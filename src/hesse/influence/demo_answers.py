@@ -142,6 +142,7 @@ def _influence(
         stage.sequences,
         run,
         rank=asking.rank,
+        refine_topk=0,
         batch_tokens=asking.batch_tokens,
         progress=show_progress,
     )
@@ -167,6 +168,7 @@ def _shown(
         stage.sequences,
         run,
         rank=asking.rank,
+        refine_topk=0,
         per_token=True,
         per_layer=True,
         batch_tokens=asking.batch_tokens,

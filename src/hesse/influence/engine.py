@@ -1,9 +1,10 @@
 """The front door: fit the curvature of a model once, then ask which training sequences moved which outputs."""
 
 import copy
-from collections.abc import Mapping
-from collections.abc import Sequence as Items
+import secrets
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,25 +14,27 @@ from torch import Tensor, nn
 
 from hesse.curvature.ekfac import Absolute, Damping, Relative
 from hesse.curvature.layers import Picker, select_layers
-from hesse.errors import ArgumentError, ArtifactError
+from hesse.errors import ArgumentError, ArtifactError, MemoryLimitError
+from hesse.influence.checks import (
+    check_batching,
+    check_dtype,
+    check_loss,
+    check_supervised,
+    check_tokens,
+    of_kind,
+    one_of,
+)
 from hesse.influence.contraction import check_rank
-from hesse.influence.examples import Examples, as_examples
+from hesse.influence.examples import as_examples
 from hesse.influence.factors import Factors, check_against, damping_text, load_factors
 from hesse.influence.fit import FitSettings, fit_factors
+from hesse.influence.identity import loss_identity
 from hesse.influence.objective import CausalLMLoss, Loss
 from hesse.influence.passes import Fisher, Measurement, Pass, check_model
-from hesse.influence.run import RunFolder, open_folder, remove_unnamed, start_folder, writing_run
-from hesse.influence.score import (
-    ScoreSettings,
-    check_memory,
-    load_prepared,
-    prepare_queries,
-    refine,
-    save_prepared,
-    score_units,
-    self_scores,
-)
-from hesse.influence.scores import Scores, assemble, open_scores, sequence_values
+from hesse.influence.question import Question, answer, num_refined
+from hesse.influence.run import RunFolder, forget_missing, open_folder, remove_unnamed, start_folder, writing_run
+from hesse.influence.score import ScoreSettings, check_memory, self_scores
+from hesse.influence.scores import Scores, open_scores
 from hesse.io import config_hash, hash_tensors
 
 __all__ = ["Influence", "Strategy"]
@@ -57,7 +60,8 @@ class Influence:
     modules : str or callable, default "mlp"
         Layers to track; see `select_layers`. The MLP matrices are the published choice.
     loss : Loss, default CausalLMLoss()
-        The training objective, summed over tokens.
+        The training objective, summed over tokens. A run is taken up again only with the same loss: the same class,
+        code and attributes, or, where it has one, the same ``fingerprint`` (text, or a method that returns text).
     strategy : {"ekfac", "kfac", "diagonal", "identity"}, default "ekfac"
         "identity" is the gradient dot product: nats a unit of learning rate.
     fisher : {"sampled", "empirical", "exact"}, default "sampled"
@@ -77,7 +81,9 @@ class Influence:
     Raises
     ------
     ArgumentError
-        If an option is unknown, no layer matches, or the model is in training mode.
+        If an option is unknown, no layer matches, or the model is in training mode or in another dtype.
+    ArgumentTypeError
+        If an argument is of another kind.
 
     References
     ----------
@@ -98,9 +104,14 @@ class Influence:
         seed: int = 0,
         allow_head: bool = False,
     ) -> None:
-        _one_of("strategy", strategy, ("ekfac", "kfac", "diagonal", "identity"))
-        _one_of("fisher", fisher, ("sampled", "empirical", "exact"))
-        _one_of("positions", positions, ("gradient", "attended"))
+        of_kind("model", model, nn.Module, "a torch module")
+        of_kind("modules", modules, (str, Callable), "text or a function of name and module")
+        of_kind("damping", damping, (Real, Relative, Absolute), "a number, Relative or Absolute")
+        of_kind("blocks", blocks, Integral, "a whole number")
+        of_kind("seed", seed, Integral, "a whole number")
+        one_of("strategy", strategy, ("ekfac", "kfac", "diagonal", "identity"))
+        one_of("fisher", fisher, ("sampled", "empirical", "exact"))
+        one_of("positions", positions, ("gradient", "attended"))
         if blocks < 1:
             raise ArgumentError(f"blocks: expected >= 1, got {blocks}")
         if not 0 <= seed < 2**63:
@@ -108,15 +119,17 @@ class Influence:
         check_model(model)
         self.model = model
         self.loss: Loss = CausalLMLoss() if loss is None else loss
+        check_loss(self.loss, fisher)
         self.layers = select_layers(model, modules, allow_head=allow_head)
         self.strategy: Strategy = strategy
         self.fisher: Fisher = fisher
-        self.damping: Damping = damping if isinstance(damping, (Relative, Absolute)) else Relative(damping)
+        self.damping: Damping = damping if isinstance(damping, (Relative, Absolute)) else Relative(float(damping))
         self.positions = positions
-        self.blocks = blocks
-        self.seed = seed
-        parameter = next(model.parameters())
-        self.dtype = parameter.dtype
+        self.blocks = int(blocks)
+        self.seed = int(seed)
+        self.dtype = next(model.parameters()).dtype
+        check_dtype(self.dtype, self.layers)
+        self._stranger = secrets.token_hex(6)  # of a loss that has no fingerprint
         self._wide = torch.float64 if self.dtype == torch.float64 else torch.float32
 
     def fit(
@@ -124,7 +137,7 @@ class Influence:
         dataset: Any,
         run_dir: Path | str,
         *,
-        max_sequences: int | None = None,
+        max_sequences: int | None = 100_000,
         batch_tokens: int = 4096,
         batch_size: int | None = None,
         unit_size: int = 256,
@@ -142,8 +155,9 @@ class Influence:
             The whole training set: its size is the N of the scores.
         run_dir : path
             Folder of the run; made if missing.
-        max_sequences : int, optional
-            Fit the factors on a random subset of this size. N stays that of the whole set.
+        max_sequences : int or None, default 100,000
+            Fit the factors on a random subset of at most this size: what more would add is small beside its cost. N
+            stays that of the whole set. None: on all.
         batch_tokens : int, default 4096
             Padded tokens a batch.
         batch_size : int, optional
@@ -172,8 +186,9 @@ class Influence:
         examples = as_examples(dataset)
         if max_sequences is not None and max_sequences < 1:
             raise ArgumentError(f"max_sequences: expected >= 1, got {max_sequences}")
-        _check_batching(batch_tokens, batch_size, unit_size)
+        check_batching(batch_tokens, batch_size, unit_size)
         check_model(self.model)
+        check_tokens(self.model, examples, "dataset")
         self._check_blocks()
         order = list(range(len(examples)))
         if max_sequences is not None and max_sequences < len(order):
@@ -195,7 +210,7 @@ class Influence:
         run_dir: Path | str,
         *,
         rank: int | None = 32,
-        refine_topk: int = 0,
+        refine_topk: int | None = None,
         per_layer: bool = False,
         per_token: bool = False,
         measurement: Measurement | None = None,
@@ -219,13 +234,14 @@ class Influence:
             Candidates: the training set, or other texts (the score is then the effect of adding them).
         run_dir : path
             A run that `fit` has finished for this model.
-        rank : int, optional
+        rank : int or None, default 32
             Keep each preconditioned query gradient at this rank, in bfloat16. None, or no less than the matrix: full
             rank.
-        refine_topk : int, default 0
-            Score this many proponents and opponents of each query again at full rank, in float32.
+        refine_topk : int, optional
+            Score this many proponents and opponents of each query again at full rank, in float32. Default: 500; 0 with
+            per_layer or per_token. Nothing is done again where the first pass is at full rank in float32 or float64.
         per_layer, per_token : bool
-            Keep the terms of the sum as well.
+            Keep the terms of the sum as well. They are those of the first pass, and add up to its scores.
         measurement : callable, optional
             Explain (model, batch) -> (B,) instead of the log-probability of the completion.
         measurement_name : str, optional
@@ -249,28 +265,35 @@ class Influence:
         ArtifactError
             If the factors belong to another model.
         """
-        asked, candidates = as_examples(queries), as_examples(dataset)
+        if rank is not None:
+            of_kind("rank", rank, Integral, "a whole number or None")
+            rank = int(rank)
+        asked, candidates = as_examples(queries, argument="queries"), as_examples(dataset)
         check_rank(rank)
-        _check_batching(batch_tokens, batch_size, unit_size)
-        _one_of("units", units, ("nats", "raw"))
-        if refine_topk < 0:
+        check_batching(batch_tokens, batch_size, unit_size)
+        one_of("units", units, ("nats", "raw"))
+        if refine_topk is not None and refine_topk < 0:
             raise ArgumentError(f"refine_topk: expected >= 0, got {refine_topk}")
         if measurement is not None and not measurement_name:
             raise ArgumentError(
                 "measurement_name: name the measurement, so that its scores can be told from others in the run"
             )
         check_model(self.model)
+        check_tokens(self.model, asked, "queries")
+        check_tokens(self.model, candidates, "dataset")
+        refine_topk = num_refined(refine_topk, self.layers, rank, self.dtype, terms=per_layer or per_token)
         if measurement is None:
-            _check_supervised(asked, self.loss)
+            check_supervised(asked, self.loss)
         folder = Path(run_dir)
         open_folder(folder)  # no lock, and so no folder, where there is no run
         with writing_run(folder):
             run = open_folder(folder)
             remove_unnamed(run)
+            forget_missing(run, factors=False)
             self._check_same_model(run)
             factors = load_factors(folder, run.manifest, device=self._device)
             check_against(self.layers, factors, str(folder))
-            question = {
+            description = {
                 "queries": asked.fingerprint(),
                 "data": candidates.fingerprint(),
                 "rank": rank,
@@ -280,37 +303,28 @@ class Influence:
                 "measurement": measurement_name,
                 "units": units,
             }
-            where = f"scores/{config_hash(question)[:16]}"
-            stage = f"score:{where}"
-            state = run.stage(stage)
-            if not state:
-                state = question | {
-                    "sequences": 0,
-                    "parts": [],
-                    "prepared": False,
-                    "done": False,
-                    "info": dict(info or {}),
-                }
-            settings = ScoreSettings(
-                rank,
-                per_layer,
-                per_token,
-                batch_tokens,
-                batch_size,
-                unit_size,
-                checkpoint_seconds,
-                query_memory,
-                progress,
-            )
-            total = 1 if units == "raw" else int(run.manifest.config["num_sequences"])
-            run_pass = self._pass()
-            if not state["done"]:
-                if (
-                    refine_topk
-                ):  # one query at full rank at least, which is needed at the very end: said before any work
-                    check_memory(run_pass, 1, replace(settings, rank=None), self._wide, argument="refine_topk")
-                self._run_question(
-                    run, where, state, run_pass, factors, asked, candidates, total, settings, measurement
+            where = f"scores/{config_hash(description)[:16]}"
+            state = run.stage(f"score:{where}")
+            if not state.get("done"):
+                settings = ScoreSettings(
+                    rank,
+                    per_layer,
+                    per_token,
+                    batch_tokens,
+                    batch_size,
+                    unit_size,
+                    checkpoint_seconds,
+                    query_memory,
+                    progress,
+                )
+                run_pass = self._pass()
+                if refine_topk:
+                    _check_refining(run_pass, settings, self._wide)
+                total = 1 if units == "raw" else int(run.manifest.config["num_sequences"])
+                question = Question(where, asked, candidates, total, refine_topk, settings, measurement)
+                fresh = {"sequences": 0, "parts": [], "prepared": False, "done": False, "info": dict(info or {})}
+                answer(
+                    run, question, state or description | fresh, run_pass, factors, self._exact_pass, dtype=self.dtype
                 )
             run.commit({"score": {"latest": where}})
             return open_scores(run, where)
@@ -337,8 +351,9 @@ class Influence:
             float64, positive.
         """
         examples = as_examples(dataset)
-        _check_batching(batch_tokens, None, 1)
+        check_batching(batch_tokens, None, 1)
         check_model(self.model)
+        check_tokens(self.model, examples, "dataset")
         run = open_folder(run_dir)
         self._check_same_model(run)
         factors = load_factors(run.path, run.manifest, device=self._device)
@@ -376,68 +391,16 @@ class Influence:
         tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
         return hash_tensors({name: tensor.detach() for name, tensor in tensors.items()})
 
-    def _run_question(
-        self,
-        run: RunFolder,
-        where: str,
-        state: dict[str, Any],
-        run_pass: Pass,
-        factors: Factors,
-        asked: Examples,
-        candidates: Examples,
-        total: int,
-        settings: ScoreSettings,
-        measurement: Measurement | None,
-    ) -> None:
-        stage, query_folder = f"score:{where}", where.replace("scores/", "queries/")
-        if not state["prepared"]:
-            prepared = prepare_queries(run_pass, factors, asked, settings, dtype=self.dtype, measurement=measurement)
-            run.commit({stage: state | {"prepared": True}}, save_prepared(run, query_folder, prepared))
-        else:
-            prepared = load_prepared(run, query_folder, list(self.layers), self._device)
-        score_units(run, where, run_pass, prepared, candidates, total, settings, self.dtype)
-        refined: list[tuple[int, np.ndarray, np.ndarray]] = []
-        if state["refine_topk"]:
-            exact = self._pass(self._model_in_full_precision())
-            first_pass = sequence_values(run, where)
-            refined = list(
-                refine(
-                    exact,
-                    factors,
-                    asked,
-                    candidates,
-                    first_pass,
-                    state["refine_topk"],
-                    total,
-                    settings,
-                    dtype=self._wide,
-                    measurement=measurement,
-                )
-            )
-        rows = list(dict.fromkeys(candidates.rows))
-        index = {
-            "queries": asked.ids,
-            "rows": rows,
-            "sequences": candidates.ids,
-            "row_of_sequence": candidates.rows,
-            "layers": list(self.layers),
-        }
-        files = assemble(run, where, index, refined, wide=self.dtype == torch.float64)
-        captured = _captured(prepared)
-        queries = [name for name in run.manifest.files if name.startswith(query_folder)]
-        run.commit({stage: run.stage(stage) | {"done": True, "captured": captured}}, files, queries)
+    def _pass(self) -> Pass:
+        return Pass(self.model, self.loss, self.layers, self.seed, self.positions == "attended")
 
-    def _pass(self, model: nn.Module | None = None) -> Pass:
-        layers = self.layers
-        if model is not None and model is not self.model:
-            picked = set(self.layers)
-            layers = select_layers(model, lambda name, _module: name in picked, allow_head=True)
-        return Pass(model or self.model, self.loss, layers, self.seed, self.positions == "attended")
-
-    def _model_in_full_precision(self) -> nn.Module:
+    def _exact_pass(self) -> Pass:
+        # the same in float32, if the model is in less
         if self.dtype in (torch.float32, torch.float64):
-            return self.model
-        return copy.deepcopy(self.model).float()
+            return self._pass()
+        model = copy.deepcopy(self.model).float()
+        layers = select_layers(model, lambda name, _module: name in self.layers, allow_head=True)
+        return replace(self._pass(), model=model, layers=layers)
 
     def _config(self) -> dict[str, Any]:
         return {
@@ -449,7 +412,7 @@ class Influence:
             "seed": self.seed,
             "dtype": str(self.dtype).removeprefix("torch."),
             "layers": list(self.layers),
-            "loss": type(self.loss).__name__,
+            "loss": loss_identity(self.loss, self._stranger),
         }
 
     def _check_same_model(self, run: RunFolder) -> None:
@@ -481,29 +444,9 @@ class Influence:
         return str(next(self.model.parameters()).device)
 
 
-def _captured(prepared: Mapping[str, Any]) -> dict[str, float]:
-    # least captured Frobenius fraction over queries, by layer; empty at full rank
-    return {name: float(queries.captured.min()) for name, queries in prepared.items() if hasattr(queries, "captured")}
-
-
-def _one_of(argument: str, value: str, allowed: Items[str]) -> None:
-    if value not in allowed:
-        raise ArgumentError(f"{argument}: expected one of {', '.join(allowed)}, got {value!r}")
-
-
-def _check_supervised(queries: Examples, loss: Loss) -> None:
-    # an empty completion has the log-probability 0 whatever the weights, and so would be its scores
-    for number, name in enumerate(queries.ids):
-        labels = queries.batch([number])["labels"]
-        if labels.is_floating_point():
-            continue  # a regression: every example is supervised
-        counted = labels[:, 1:] if isinstance(loss, CausalLMLoss) else labels
-        if not bool((counted != -100).any()):
-            raise ArgumentError(f"queries: {name!r} has no supervised token, its completion is empty")
-
-
-def _check_batching(batch_tokens: int, batch_size: int | None, unit_size: int) -> None:
-    if batch_tokens < 1 or unit_size < 1 or (batch_size is not None and batch_size < 1):
-        raise ArgumentError(
-            f"batch_tokens, batch_size, unit_size: expected >= 1, got {batch_tokens}, {batch_size}, {unit_size}"
-        )
+def _check_refining(run_pass: Pass, settings: ScoreSettings, dtype: torch.dtype) -> None:
+    # one query at full rank at least, which is needed at the very end: said before any work
+    try:
+        check_memory(run_pass, 1, replace(settings, rank=None), dtype, argument="refine_topk")
+    except MemoryLimitError as error:
+        raise MemoryLimitError(f"{error}, or leave out the second stage with refine_topk=0") from error

@@ -3,10 +3,11 @@
 Units are contiguous runs of sequences, the grain of checkpoints; inside a unit sequences of like length share a batch.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,8 +15,9 @@ import torch
 from torch import Tensor
 
 from hesse.errors import ArgumentError, ArgumentTypeError, ShapeError
-from hesse.influence.sequences import IGNORED, Sequence, collate, fingerprint
-from hesse.io import hash_bytes, hash_tensors
+from hesse.influence.rows import IGNORED, integers, read_rows
+from hesse.influence.sequences import Sequence, collate, fingerprint
+from hesse.io import hash_bytes, hash_tensors, open_array
 
 __all__ = ["ArrayExamples", "Examples", "TokenExamples", "as_examples", "plan_batches", "plan_units"]
 
@@ -59,17 +61,18 @@ class TokenExamples:
     pad_id: int = 0
     side: str = "right"
     pack: bool = False
+    argument: str = field(default="sequences", repr=False, compare=False)  # what an error calls them
 
     def __post_init__(self) -> None:
         if self.side not in ("left", "right"):
             raise ArgumentError(f"side: expected 'left' or 'right', got {self.side!r}")
-        _refuse_duplicates(self.ids)
+        _refuse_duplicates(self.ids, self.argument)
         for sequence in self.sequences:
             if len(sequence.input_ids) == 0:
-                raise ArgumentError(f"dataset: sequence {sequence.id!r} is empty")
+                raise ArgumentError(f"{self.argument}: sequence {sequence.id!r} is empty")
             if len(sequence.input_ids) != len(sequence.labels):
                 raise ShapeError(
-                    f"dataset: sequence {sequence.id!r} has {len(sequence.input_ids)} tokens but "
+                    f"{self.argument}: sequence {sequence.id!r} has {len(sequence.input_ids)} tokens but "
                     f"{len(sequence.labels)} labels"
                 )
 
@@ -140,13 +143,15 @@ class ArrayExamples:
     inputs: Tensor  # (N, ...)
     labels: Tensor  # (N,) or (N, V)
     ids: list[str]
+    argument: str = field(default="inputs", repr=False, compare=False)  # what an error calls them
 
     def __post_init__(self) -> None:
         if len(self.inputs) != len(self.labels) or len(self.ids) != len(self.labels):
             raise ShapeError(
-                f"dataset: {len(self.inputs)} inputs, {len(self.labels)} labels and {len(self.ids)} ids do not match"
+                f"{self.argument}: {len(self.inputs)} inputs, {len(self.labels)} labels and {len(self.ids)} ids do not "
+                "match"
             )
-        _refuse_duplicates(self.ids)
+        _refuse_duplicates(self.ids, self.argument)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -189,16 +194,20 @@ class ArrayExamples:
         return hash_bytes("\0".join([*self.ids, content]).encode())
 
 
-def as_examples(dataset: Any, *, pad_id: int = 0) -> Examples:
-    """Wrap what users have: `Sequence` objects, mappings with ``input_ids``, a pair (inputs, labels), or an `Examples`.
+def as_examples(dataset: Any, *, pad_id: int = 0, argument: str = "dataset") -> Examples:
+    """Wrap what users have: `Sequence` objects, token ids in many forms, a pair (inputs, labels), or an `Examples`.
 
     Parameters
     ----------
     dataset : object
-        See above. Mappings may carry ``id``, ``labels`` (default: every token) and ``attention_mask`` (zeros are cut
-        off).
+        Mappings with ``input_ids``, a Hugging Face data set of them included; they may carry ``id``, ``labels``
+        (default: every token) and ``attention_mask`` (zeros are cut off). Arrays or lists of token ids, or one array
+        (N, T) of them, such as a memory map; every token but a first one is then supervised, and ids are numbers. The
+        path of such an array as .npy, or of rows that `read_rows` reads and that hold ``input_ids``. A pair of tensors.
     pad_id : int, default 0
         Fills padded positions; its value never enters a score.
+    argument : str, default "dataset"
+        What an error calls the data.
 
     Returns
     -------
@@ -215,22 +224,16 @@ def as_examples(dataset: Any, *, pad_id: int = 0) -> Examples:
     if hasattr(dataset, "batch") and hasattr(dataset, "fingerprint"):
         examples: Examples = dataset
     elif isinstance(dataset, tuple) and len(dataset) == 2 and all(isinstance(part, Tensor) for part in dataset):
-        examples = ArrayExamples(dataset[0], dataset[1], [str(i) for i in range(len(dataset[0]))])
+        examples = ArrayExamples(dataset[0], dataset[1], [str(i) for i in range(len(dataset[0]))], argument)
+    elif isinstance(dataset, (str, Path)):
+        examples = as_examples(_open(Path(dataset), argument), pad_id=pad_id, argument=argument)
     else:
-        items = list(dataset)
-        if items and all(isinstance(item, Sequence) for item in items):
-            examples = TokenExamples(items, pad_id)
-        elif items and all(isinstance(item, Mapping) and "input_ids" in item for item in items):
-            examples = TokenExamples([_from_mapping(item, i) for i, item in enumerate(items)], pad_id)
-        elif not items:
-            raise ArgumentError("dataset: it holds no sequence")
-        else:
-            raise ArgumentTypeError(
-                "dataset: expected Sequence objects, mappings with input_ids, or a pair of tensors; got items of "
-                f"type {type(items[0]).__name__}"
-            )
+        items = list(_iterable(dataset, argument))
+        examples = TokenExamples(
+            [_sequence(item, i, argument) for i, item in enumerate(items)], pad_id, argument=argument
+        )
     if len(examples) == 0:
-        raise ArgumentError("dataset: it holds no sequence")
+        raise ArgumentError(f"{argument}: it holds no sequence")
     return examples
 
 
@@ -295,22 +298,65 @@ def plan_batches(
         yield batch
 
 
-def _refuse_duplicates(ids: list[str]) -> None:
+def _refuse_duplicates(ids: list[str], argument: str) -> None:
     seen: set[str] = set()
     for name in ids:
         if name in seen:
-            raise ArgumentError(f"dataset: the id {name!r} occurs twice")
+            raise ArgumentError(f"{argument}: the id {name!r} occurs twice")
         seen.add(name)
 
 
-def _from_mapping(item: Mapping[str, Any], number: int) -> Sequence:
-    tokens = np.asarray(item["input_ids"], dtype=np.int64)
-    labels = np.asarray(item.get("labels", tokens), dtype=np.int64)
-    mask = item.get("attention_mask")
-    if mask is not None:
-        kept = np.asarray(mask, dtype=bool)
-        tokens, labels = tokens[kept], labels[kept]
+def _open(path: Path, argument: str) -> Any:
+    # a file that needs no tokenizer; rows of text are for `tokenize_rows`, which has one
+    if path.suffix.lower() == ".npy":
+        return open_array(path)
+    rows = read_rows(path)
+    for row in rows:
+        if row.get("input_ids") is None:
+            raise ArgumentError(
+                f"{argument}: row {row['id']!r} of {path} has no input_ids; read and tokenise texts with "
+                "tokenize_rows(read_rows(path), tokenizer, max_length)"
+            )
+    return rows
+
+
+def _iterable(dataset: Any, argument: str) -> Iterable[Any]:
+    if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and not hasattr(dataset, "__iter__"):
+        return (dataset[i] for i in range(len(dataset)))  # a map-style data set of torch
+    if isinstance(dataset, Mapping) or not isinstance(dataset, (Iterable, np.ndarray, Tensor)):
+        raise ArgumentTypeError(
+            f"{argument}: expected Sequence objects, mappings with input_ids, arrays of token ids, or a pair of "
+            f"tensors; got {type(dataset).__name__}"
+        )
+    return dataset
+
+
+def _sequence(item: Any, number: int, argument: str) -> Sequence:
+    if isinstance(item, Sequence):
+        return item
+    if isinstance(item, Mapping) and "input_ids" in item:
+        return _from_mapping(item, number, argument)
+    if isinstance(item, (list, tuple, np.ndarray, Tensor)):
+        return _from_mapping({"input_ids": item}, number, argument)
+    raise ArgumentTypeError(
+        f"{argument}: expected Sequence objects, mappings with input_ids, arrays of token ids, or a pair of tensors; "
+        f"got items of type {type(item).__name__}"
+    )
+
+
+def _from_mapping(item: Mapping[str, Any], number: int, argument: str) -> Sequence:
     name = str(item.get("id", number))
+    tokens = integers(item["input_ids"], f"{argument}: input_ids of sequence {name!r}")
+    labels = tokens if item.get("labels") is None else item["labels"]
+    labels = integers(labels, f"{argument}: labels of sequence {name!r}")
+    mask = item.get("attention_mask")
+    if mask is not None and len(labels) == len(tokens):  # else the lengths are reported, where all are checked
+        kept = np.asarray(mask, dtype=bool)
+        if kept.shape != tokens.shape:
+            raise ShapeError(
+                f"{argument}: sequence {name!r} has {len(tokens)} tokens but an attention_mask of shape {kept.shape}"
+            )
+        tokens, labels = tokens[kept], labels[kept]
     extra = {
         key: value for key, value in item.items() if key not in ("id", "input_ids", "labels", "attention_mask", "text")
     }

@@ -9,8 +9,9 @@ from safetensors import SafetensorError
 
 from hesse._optional import require
 from hesse.errors import ArgumentError, ArtifactError
+from hesse.io import hash_bytes
 
-__all__ = ["DTYPES", "default_max_length", "load_model", "load_tokenizer"]
+__all__ = ["DTYPES", "default_max_length", "load_model", "load_tokenizer", "tokenizer_hash"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 """Precisions of forward and backward; factors and scores are float32 or, under "float64", float64."""
@@ -118,6 +119,24 @@ def default_max_length(model: Any, limit: int = 512) -> int:
     """
     positions = getattr(model.config, "max_position_embeddings", None)
     return min(limit, positions) if isinstance(positions, int) and positions > 1 else limit
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Hash what decides a tokenizer's tokens, so that a run's queries are cut as its training data was.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerBase
+        A fast one is hashed with its whole pipeline, a slow one with its class and vocabulary.
+
+    Returns
+    -------
+    str
+        xxh3-128 in hexadecimal.
+    """
+    pipeline = getattr(tokenizer, "backend_tokenizer", None)
+    text = repr(sorted(tokenizer.get_vocab().items())) if pipeline is None else pipeline.to_str()
+    return hash_bytes(f"{type(tokenizer).__name__}\n{text}".encode())
 
 
 def _locate(name: str, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from hesse.io import (
     write_manifest,
 )
 
-__all__ = ["KIND", "RunFolder", "open_folder", "remove_unnamed", "start_folder", "writing_run"]
+__all__ = ["KIND", "RunFolder", "forget_missing", "open_folder", "remove_unnamed", "start_folder", "writing_run"]
 
 KIND = "influence-run"
 
@@ -168,6 +168,7 @@ def start_folder(
         differing = _differences(found.manifest, fresh)
         if not differing and resume and not overwrite:
             remove_unnamed(found)
+            forget_missing(found, factors=True)
             return found
         if not overwrite:
             raise ArgumentError(
@@ -202,9 +203,16 @@ def writing_run(path: Path | str) -> Iterator[None]:
     ------
     None
         The lock is held until the end of the block.
+
+    Raises
+    ------
+    ArgumentError
+        If a file has that name.
     """
     folder = Path(path)
     was_there = folder.exists()
+    if was_there and not folder.is_dir():
+        raise ArgumentError(f"run_dir: {folder} is a file, not a folder")
     try:
         with run_lock(folder):
             try:
@@ -241,6 +249,42 @@ def remove_unnamed(run: RunFolder) -> None:
     for parent in sorted(parents):
         if parent.is_dir() and not any(parent.iterdir()):
             parent.rmdir()
+
+
+def forget_missing(run: RunFolder, *, factors: bool) -> None:
+    """Begin again whatever lost a file: the fit, a question, kept texts. Deleting one is how a damaged one is mended.
+
+    Parameters
+    ----------
+    run : RunFolder
+        Whose lock the caller holds.
+    factors : bool
+        Whether the caller can make factors and texts anew, and not only scores.
+
+    Raises
+    ------
+    ArtifactError
+        If a file is missing that the caller cannot make anew.
+    """
+    missing = [name for name in run.manifest.files if not (run.path / name).is_file()]
+    lost = {_part(name) for name in missing}
+    others = [name for name in missing if not factors and not _part(name).startswith("scores/")]
+    if others:
+        raise ArtifactError(f"{run.path / others[0]}: missing. Run `hesse influence fit` again: it is computed anew.")
+    if not lost:
+        return
+    corpora = {name: mark for name, mark in run.stage("corpus").items() if f"corpus/{name}" not in lost}
+    stages: dict[str, dict[str, Any]] = {f"score:{part}": {} for part in lost if part.startswith("scores/")}
+    stages |= ({"fit": {}} if "fit" in lost else {}) | ({"corpus": corpora} if run.stage("corpus") else {})
+    run.commit(stages, drop=[name for name in run.manifest.files if _part(name) in lost])
+
+
+def _part(name: str) -> str:
+    # what is computed in one go: a question with its queries, texts of one name, all factors
+    parts = name.split("/")
+    if parts[0] in ("scores", "queries"):
+        return f"scores/{parts[1]}"
+    return "/".join(parts[:2]) if parts[0] == "corpus" else "fit"
 
 
 def _differences(found: Manifest, wanted: Manifest) -> list[str]:

@@ -36,7 +36,8 @@ class Ranked:
 class Scores:
     """Scores of one question, in nats a copy, read from a run.
 
-    ``values`` is a read-only memory map; per-layer and per-token parts are read shard by shard when asked for.
+    ``values`` is a read-only memory map; per-layer and per-token parts are read shard by shard when asked for, each
+    compared with its checksum the first time.
     """
 
     run: RunFolder
@@ -214,9 +215,16 @@ class Scores:
                 f"{', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
             ) from None
 
+    @cached_property
+    def _compared(self) -> set[str]:
+        return set()
+
     def _load(self, first: int) -> dict[str, torch.Tensor]:
         relative = f"{self.folder}/part-{first:09d}.safetensors"
-        return load_tensors(self.run.path / relative, self.run.entry(relative))
+        known = relative in self._compared
+        tensors = load_tensors(self.run.path / relative, None if known else self.run.entry(relative))
+        self._compared.add(relative)
+        return tensors
 
     def _parts(self) -> Any:
         for first, _stop in self.state["parts"]:

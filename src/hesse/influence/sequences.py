@@ -1,16 +1,12 @@
-"""Training data as token sequences: read rows from files or data sets, tokenise them, cut long ones, pad batches.
+"""Training data as token sequences: rows tokenised, long ones cut, batches padded.
 
 A row is what the user has (a document, or a prompt with its completion); a sequence is what the model sees (at most
 ``max_length`` tokens). N, the size of the training set, counts sequences; a row's score is the sum over its sequences.
 """
 
-import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +14,8 @@ import torch
 import xxhash
 from torch import Tensor
 
-from hesse._optional import require
 from hesse.errors import ArgumentError, ArgumentTypeError
+from hesse.influence.rows import IGNORED, Row, read_json_lines, read_rows, row_form, token_arrays
 
 __all__ = [
     "IGNORED",
@@ -32,12 +28,6 @@ __all__ = [
     "read_rows",
     "tokenize_rows",
 ]
-
-IGNORED = -100
-"""The label of a token that is not supervised, as in torch and transformers."""
-
-Row = dict[str, Any]
-"""What the user has: ``id`` and one of ``text``, ``prompt`` with ``completion``, ``input_ids``; others are metadata."""
 
 _BATCH = 512  # texts a tokenizer call: enough to keep its threads busy, few enough to hold
 
@@ -60,86 +50,6 @@ class Sequence:
 
     def __len__(self) -> int:
         return len(self.input_ids)
-
-
-def read_rows(source: Any, limit: int | None = None, *, split: str = "train") -> list[Row]:
-    """Read rows of text, of prompt and completion, or of token ids.
-
-    ``{"id", "text"}``, ``{"id", "prompt", "completion"}`` or ``{"id", "input_ids"[, "labels"]}``; others are metadata.
-
-    Parameters
-    ----------
-    source : str, Path, list of dicts, or datasets.Dataset
-        A ``.jsonl`` file (one object a line, every one with an id); a ``.txt`` file (documents are paragraphs,
-        separated by blank lines); a ``.parquet`` file; a data set's folder, or its id on the Hugging Face hub; or rows.
-        Text paragraphs, and tables or lists that have no ``id`` at all, are numbered "0", "1", ... in order.
-    limit : int, optional
-        Read this many rows at most. Default: all.
-    split : str, default "train"
-        Which split, if a Hugging Face data set has several.
-
-    Returns
-    -------
-    list of dict
-        Each with a string ``id``.
-
-    Raises
-    ------
-    ArgumentError
-        If the source is missing or empty, a row is malformed, or an id is missing or repeated. Names file and line.
-    ArgumentTypeError
-        If the source is none of these.
-    MissingDependencyError
-        If pyarrow or datasets is needed and not installed.
-    """
-    if limit is not None and limit < 1:
-        raise ArgumentError(f"limit: expected >= 1, got {limit}")
-    rows: list[Row] = []
-    first_seen: dict[str, str] = {}
-    for where, raw in islice(_open(source, split), limit):
-        row = _checked(raw, where)
-        if row["id"] in first_seen:
-            raise ArgumentError(f"{where}: the id {row['id']!r} was used before, at {first_seen[row['id']]}")
-        first_seen[row["id"]] = where
-        rows.append(row)
-    if not rows:
-        raise ArgumentError(f"data: {source if isinstance(source, (str, Path)) else 'the data set'} holds no rows")
-    return rows
-
-
-def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield ("file:line", object) for every line that is not blank.
-
-    Parameters
-    ----------
-    path : Path
-        UTF-8, one JSON object a line.
-
-    Yields
-    ------
-    tuple of str and dict
-        Where it stood, and what it holds.
-
-    Raises
-    ------
-    ArgumentError
-        If the file is missing, or a line is not UTF-8 or not a JSON object. Names file and line.
-    """
-    if not path.is_file():
-        raise ArgumentError(f"data: there is no file {path}")
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            where = f"{path}:{number}"
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                value = json.loads(text) if text.strip() else None
-            except (ValueError, RecursionError) as error:
-                raise ArgumentError(f"{where}: not a line of JSON ({error})") from error
-            if not text.strip():
-                continue
-            if not isinstance(value, dict):
-                raise ArgumentError(f"{where}: expected a JSON object, got {type(value).__name__}")
-            yield where, value
 
 
 def tokenize_rows(
@@ -314,7 +224,7 @@ def collate(sequences: Items[Sequence], pad_id: int = 0, side: str = "right") ->
 
 def _encode(rows: Items[Row], tokenizer: Any, strict: bool) -> Iterator[Sequence]:
     # one uncut sequence a row; the plain texts go through the tokenizer in one call
-    forms = [_form(row) for row in rows]
+    forms = [row_form(row) for row in rows]
     texts = [row["text"] for row, form in zip(rows, forms, strict=True) if form == "text"]
     if tokenizer is None and set(forms) != {"input_ids"}:
         raise ArgumentError("tokenizer: rows of text need one")
@@ -323,7 +233,7 @@ def _encode(rows: Items[Row], tokenizer: Any, strict: bool) -> Iterator[Sequence
     for row, form in zip(rows, forms, strict=True):
         name = row["id"]
         if form == "input_ids":
-            tokens, labels = _token_arrays(row)
+            tokens, labels = token_arrays(row)
             text, offsets = (row.get("text"), None) if tokenizer is None else _decode(tokens, tokenizer)
         elif form == "prompt":
             text = row["prompt"] + row["completion"]
@@ -379,165 +289,6 @@ def _chunks(whole: Sequence, max_length: int) -> Iterator[Sequence]:
         yield Sequence(
             f"{whole.row}#{k}", whole.row, whole.input_ids[start:stop], labels, text, offsets, dict(whole.metadata)
         )
-
-
-def _open(source: Any, split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    # yield (where, row) from whatever the source is
-    if isinstance(source, (str, Path)):
-        path = Path(source)
-        suffix = path.suffix.lower()
-        if path.is_dir():
-            return _open_table(_load_folder(path, split), str(path))
-        if suffix in (".jsonl", ".txt", ".parquet") and not path.is_file():
-            raise ArgumentError(f"data: there is no file {path}")
-        if suffix == ".jsonl":
-            return read_json_lines(path)
-        if suffix == ".txt":
-            return _open_text(path)
-        if suffix == ".parquet":
-            parquet = require("pyarrow.parquet", extra="parquet", feature="reading .parquet data")
-            return _open_parquet(parquet.ParquetFile(path), path)
-        if path.is_file():
-            raise ArgumentError(f"data: {path}: expected .jsonl, .txt or .parquet, got {suffix or 'no suffix'!r}")
-        return _open_table(_load_hub(str(source), split), str(source))
-    if isinstance(source, Mapping) and split in source:
-        return _open_table(source[split], "data")
-    if isinstance(source, Mapping):
-        raise ArgumentError(f"data: no split {split!r}; there are {', '.join(map(str, source))}")
-    if isinstance(source, (list, tuple)) or hasattr(source, "column_names"):
-        return _open_table(source, "data")
-    raise ArgumentTypeError(f"data: expected a path, a data set or a list of dicts, got {type(source).__name__}")
-
-
-def _open_table(table: Any, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    # rows in memory or of a data set, numbered if none of them has an id
-    columns = getattr(table, "column_names", None)
-    numbered = "id" not in columns if columns else not any(isinstance(row, Mapping) and "id" in row for row in table)
-    for number, row in enumerate(table):
-        where = f"{name}: row {number}"
-        if not isinstance(row, Mapping):
-            raise ArgumentTypeError(f"{where}: expected a dict, got {type(row).__name__}")
-        yield where, {"id": str(number), **row} if numbered else row
-
-
-def _open_parquet(file: Any, path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    numbered, number = "id" not in file.schema_arrow.names, 0
-    for batch in file.iter_batches():
-        for row in batch.to_pylist():
-            yield f"{path}: row {number}", {"id": str(number), **row} if numbered else row
-            number += 1
-
-
-def _open_text(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    try:
-        text = path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ArgumentError(f"{path}: not UTF-8 text ({error})") from error
-    paragraphs = (part.strip("\n") for part in re.split(r"\n(?:[^\S\n]*\n)+", text))
-    for number, paragraph in enumerate(part for part in paragraphs if part.strip()):
-        yield f"{path}: paragraph {number}", {"id": str(number), "text": paragraph}
-
-
-def _load_folder(path: Path, split: str) -> Any:
-    datasets = require("datasets", extra="hf", feature="reading a data set's folder")
-    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
-        loaded = datasets.load_from_disk(str(path))
-        if isinstance(loaded, Mapping) and split not in loaded:
-            raise ArgumentError(f"data: {path} has no split {split!r}; it has {', '.join(map(str, loaded))}")
-        return loaded[split] if isinstance(loaded, Mapping) else loaded
-    return _load_hub(str(path), split)
-
-
-def _load_hub(name: str, split: str) -> Any:
-    if not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise ArgumentError(f"data: there is no file or folder {name}")
-    datasets = require("datasets", extra="hf", feature="reading a Hugging Face data set")
-    try:
-        return datasets.load_dataset(name, split=split)
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # not found, offline, no such split or configuration: all derive from these two
-        raise ArgumentError(
-            f"data: {name} is neither a file here nor a data set that could be loaded ({error})"
-        ) from error
-
-
-def _checked(raw: Mapping[str, Any], where: str) -> Row:
-    # the row with its id as a string, or an error that says what is wrong with it
-    name = raw.get("id")
-    if name is None:
-        raise ArgumentError(f'{where}: the row has no "id"')
-    if isinstance(name, bool) or not isinstance(name, (str, int)):
-        raise ArgumentError(f"{where}: the id must be a string, got {type(name).__name__}")
-    row = {**raw, "id": str(name)}
-    if not row["id"]:
-        raise ArgumentError(f"{where}: the id is empty")
-    form = _form(row, where)
-    for key in ("id", *{"text": ("text",), "prompt": ("prompt", "completion"), "input_ids": ()}[form]):
-        if not isinstance(row[key], str):
-            raise ArgumentError(f"{where}: {key} must be a string, got {type(row[key]).__name__}")
-        try:
-            row[key].encode()
-        except UnicodeEncodeError as error:
-            raise ArgumentError(f"{where}: {key} is not valid Unicode ({error})") from error
-    if form == "text" and not row["text"]:
-        raise ArgumentError(f"{where}: the text is empty")
-    if form == "prompt" and not row["completion"]:
-        raise ArgumentError(f"{where}: the completion is empty")
-    if form == "input_ids":
-        _token_arrays(row, where)
-    return row
-
-
-def _form(row: Mapping[str, Any], where: str = "row") -> str:
-    # which of the three forms a row has: "input_ids", "prompt" or "text"
-    has = {key: row.get(key) is not None for key in ("input_ids", "prompt", "completion", "text")}
-    if has["input_ids"]:
-        return "input_ids"
-    if has["prompt"] != has["completion"]:
-        raise ArgumentError(
-            f"{where}: prompt and completion come together; {'completion' if has['prompt'] else 'prompt'} is missing"
-        )
-    if has["prompt"] and has["text"]:
-        raise ArgumentError(f"{where}: it has both text and prompt with completion; keep one of them")
-    if not has["prompt"] and not has["text"]:
-        raise ArgumentError(
-            f"{where}: expected text, prompt with completion, or input_ids; got {', '.join(map(str, row))}"
-        )
-    return "prompt" if has["prompt"] else "text"
-
-
-def _token_arrays(row: Mapping[str, Any], where: str | None = None) -> tuple[np.ndarray, np.ndarray]:
-    # ``input_ids`` and ``labels`` of a tokenised row, without what its attention mask leaves out
-    where = where or f"row {row['id']!r}"
-    arrays = [_integers(row["input_ids"], f"{where}: input_ids")]
-    for key in ("labels", "attention_mask"):
-        arrays.append(arrays[0] if row.get(key) is None else _integers(row[key], f"{where}: {key}"))
-        if arrays[-1].shape != arrays[0].shape:
-            raise ArgumentError(f"{where}: {len(arrays[0])} input_ids but {len(arrays[-1])} in {key}")
-    tokens, labels, mask = arrays
-    if row.get("attention_mask") is not None:
-        tokens, labels = tokens[mask != 0], labels[mask != 0]
-    if len(tokens) == 0:
-        raise ArgumentError(f"{where}: input_ids is empty")
-    if tokens.min() < 0:
-        raise ArgumentError(f"{where}: input_ids holds a negative number")
-    if ((labels != IGNORED) & (labels != tokens)).any():
-        raise ArgumentError(
-            f"{where}: labels must equal input_ids or be {IGNORED}; they are not shifted, the loss does that"
-        )
-    return tokens.copy(), labels.copy()
-
-
-def _integers(values: Any, where: str) -> np.ndarray:
-    try:
-        array = np.asarray(values)
-    except ValueError as error:
-        raise ArgumentError(f"{where}: expected a flat list of integers ({error})") from error
-    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise ArgumentError(f"{where}: expected a flat list of integers, got shape {array.shape} of {array.dtype}")
-    return array.astype(np.int64)
 
 
 def _metadata(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -152,8 +152,8 @@ class ArrayWriter:
 
         Parameters
         ----------
-        block : ndarray, shape (rows, columns)
-            Numbers, converted to the writer's dtype.
+        block : ndarray, shape (R, C)
+            As many rows and columns as the slices take; converted to the writer's dtype.
         rows : slice, default all
             Which rows, step 1.
         columns : slice, default all
@@ -203,7 +203,7 @@ def write_array_rows(
     ----------
     path : str or PathLike
         The target; replaced if it exists.
-    blocks : iterable of ndarray, shape (rows, N)
+    blocks : iterable of ndarray, shape (R, N), R free
         Consumed one at a time; together Q rows.
     shape : (int, int)
         Q rows of N numbers.

@@ -35,7 +35,7 @@ def _check_keys(value: object, where: str) -> None:
             stack.extend(cast("list[object]", item))
 
 
-def encode_json(value: object, where: str = "value") -> bytes:
+def encode_json(value: object, where: str = "value", *, max_values: int = MAX_JSON_VALUES) -> bytes:
     """Return the one JSON text hesse writes for a value: sorted keys, indent 1, ASCII, a newline at the end.
 
     Parameters
@@ -44,6 +44,8 @@ def encode_json(value: object, where: str = "value") -> bytes:
         dict with text keys, list, tuple (comes back as a list), text, int, finite float, bool, None.
     where : str, default "value"
         Name for the error message.
+    max_values : int, default 2¹⁸
+        As for ``read_json``, which must be given as many to read the text back.
 
     Returns
     -------
@@ -55,7 +57,7 @@ def encode_json(value: object, where: str = "value") -> bytes:
     ArgumentTypeError
         If something in it is of another type. Also a TypeError.
     ArgumentError
-        If it holds NaN or Inf, contains itself, or has more than 2¹⁸ values. Also a ValueError.
+        If it holds NaN or Inf, contains itself, or has more than ``max_values`` values. Also a ValueError.
     """
     try:
         text = json.dumps(value, sort_keys=True, allow_nan=False, indent=1)
@@ -65,8 +67,8 @@ def encode_json(value: object, where: str = "value") -> bytes:
         raise ArgumentError(f"{where}: cannot be written as JSON: {error}") from error
     _check_keys(value, where)
     data = f"{text}\n".encode("ascii")
-    if _has_many_values(data):
-        raise ArgumentError(f"{where}: more than {MAX_JSON_VALUES:,} JSON values are not read back: use save_array")
+    if _has_many_values(data, max_values):
+        raise ArgumentError(f"{where}: more than {max_values:,} JSON values are not read back: use save_array")
     return data
 
 
@@ -129,8 +131,8 @@ def _depth(value: object) -> int:
     return deepest
 
 
-def _has_many_values(data: bytes | bytearray) -> bool:
-    if sum(data.count(mark) for mark in DELIMITERS) <= MAX_JSON_VALUES:
+def _has_many_values(data: bytes | bytearray, limit: int) -> bool:
+    if sum(data.count(mark) for mark in DELIMITERS) <= limit:
         return False
     # Now exactly, without those inside strings, in pieces so that it takes no memory to refuse a large file.
     count, inside, carry = 0, 0, b""
@@ -142,7 +144,7 @@ def _has_many_values(data: bytes | bytearray) -> bool:
         quotes = np.cumsum(text == ord('"'), dtype=np.uint8) + np.uint8(inside)  # only its parity matters
         count += int(np.count_nonzero(np.isin(text, np.frombuffer(DELIMITERS, np.uint8)) & (quotes % 2 == 0)))
         inside = int(quotes[-1]) % 2 if len(quotes) else inside
-        if count > MAX_JSON_VALUES:
+        if count > limit:
             return True
     return False
 
@@ -151,6 +153,7 @@ def read_json(
     path: str | os.PathLike[str],
     *,
     max_bytes: int = 64 << 20,
+    max_values: int = MAX_JSON_VALUES,
     max_depth: int = 64,
     entry: FileEntry | None = None,
 ) -> Any:
@@ -161,8 +164,9 @@ def read_json(
     path : str or PathLike
         The file.
     max_bytes : int, default 64 MiB
-        Refuse a larger file before it is read. Whatever its size, more than 2¹⁸ values are refused too, since a few
-        bytes of text can ask for many of memory.
+        Refuse a larger file before it is read.
+    max_values : int, default 2¹⁸
+        Refuse more values, whatever the size of the file: a few bytes of text can ask for many of memory.
     max_depth : int, default 64
         Refuse lists and objects nested deeper.
     entry : FileEntry, optional
@@ -185,8 +189,8 @@ def read_json(
         if size > max_bytes:
             raise ArtifactError(f"{path}: {size:,} bytes of JSON, at most {max_bytes:,} are read. {RECOMPUTE}")
         data = _read_all(fd, size, path)
-    if _has_many_values(data):
-        raise ArtifactError(f"{path}: more than {MAX_JSON_VALUES:,} JSON values. {RECOMPUTE}")
+    if _has_many_values(data, max_values):
+        raise ArtifactError(f"{path}: more than {max_values:,} JSON values. {RECOMPUTE}")
     try:
         text = data.decode("utf-8")
         del data  # the text alone is needed, and may be four times as large

@@ -215,6 +215,8 @@ function showList() {
     el("th", { scope: "col" }, "training row"), ...extra);
   const rows = list.map((entry, i) => tableRow(entry, i, widest));
   $("list").replaceChildren(el("table", {}, el("thead", {}, head), el("tbody", {}, ...rows)));
+  // one row open shows that rows open, and what colours the reader may expect
+  if (list[0].tokens || (list[0].layers && list[0].layers.length)) toggle(rows[0], list[0]);
 }
 
 function showQuery() {
@@ -317,7 +319,10 @@ function start() {
   const found = data.queries.findIndex((query) => query.id === hash.get("q"));
   fillQueries();
   go(Math.max(0, found), hash.get("list") === "opponents" ? "opponents" : "proponents");
-  if (hash.get("open") !== null) { step(Number(hash.get("open")) + 1); document.activeElement.click(); }
+  if (hash.get("open") !== null) {
+    step(Number(hash.get("open")) + 1);
+    if (document.activeElement.getAttribute("aria-expanded") === "false") document.activeElement.click();
+  }
 }
 
 start();
