@@ -712,3 +712,10 @@ def test_factors_do_not_need_a_run(tmp_path):
     for name, covariance in covariances.items():
         rotated = factors[name].left.T @ covariance @ factors[name].left
         torch.testing.assert_close(rotated, torch.diag(rotated.diagonal()), rtol=0, atol=1e-12)
+
+
+def test_factors_print_in_a_line(tmp_path):
+    """Oracle: the counts that went in; no tensor is printed."""
+    net, data = classifier(), points(6)
+    factors = influence_of(net, data, fisher="empirical").fit(data, tmp_path / "run", **QUIET)
+    assert repr(factors) == f"Factors(ekfac, {len(factors.layers)} layers, fitted on 6 sequences)"

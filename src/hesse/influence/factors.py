@@ -146,6 +146,10 @@ class Factors:
     mean_tokens: float
     config: Mapping[str, Any]
 
+    def __repr__(self) -> str:
+        strategy = self.config.get("strategy", "?")
+        return f"Factors({strategy}, {len(self.layers)} layers, fitted on {self.num_sequences} sequences)"
+
     def __getitem__(self, name: str) -> LayerFactors:
         try:
             return self.layers[name]

@@ -41,15 +41,18 @@ class Pass:
     attended: bool = False  # every non-padding position enters A and M, else only those that carry gradient
     _stream: LayerStream | None = None
     _checked: bool = False
+    _argument: str = "dataset"
 
     @contextmanager
-    def open(self, consumer: Callable[[Captured], None]) -> Iterator["Pass"]:
+    def open(self, consumer: Callable[[Captured], None], argument: str = "dataset") -> Iterator["Pass"]:
         """Attach the hooks and freeze the parameters inside the block.
 
         Parameters
         ----------
         consumer : callable
             Receives one `Captured` a layer and batch.
+        argument : str, default "dataset"
+            Where the batches come from, for messages.
 
         Yields
         ------
@@ -58,7 +61,7 @@ class Pass:
         """
         check_model(self.model)
         with dgrad_only(self.model), LayerStream(self.layers, consumer) as stream:
-            self._stream = stream
+            self._stream, self._argument = stream, argument
             try:
                 yield self
             finally:
@@ -180,7 +183,7 @@ class Pass:
             attended, carrying = self.loss.positions(batch, output.valid)
             padding = None if attended is None or bool(attended.all()) else ~attended
             stream.positions(attended if self.attended else carrying, padding)
-            _check_finite(output, names, batch.get("segment_ids"))
+            _check_finite(output, names, batch.get("segment_ids"), self._argument)
             yield output
 
     def _require(self) -> LayerStream:
@@ -207,13 +210,13 @@ def check_model(model: nn.Module) -> None:
             raise ArgumentError(f"model: {name or type(model).__name__!r} is in train() mode; call model.eval() first")
 
 
-def _check_finite(output: LossOutput, names: Items[str], segments: Tensor | None) -> None:
+def _check_finite(output: LossOutput, names: Items[str], segments: Tensor | None, argument: str) -> None:
     finite = torch.isfinite(output.per_token.detach())
     if bool(finite.all()):
         return
     row, position = (int(i) for i in (~finite).nonzero()[0])
     which = row if segments is None else int(segments[row, position])
-    raise NumericalError(f"dataset: the loss of sequence {names[which]!r} is NaN or Inf at position {position}")
+    raise NumericalError(f"{argument}: the loss of sequence {names[which]!r} is NaN or Inf at position {position}")
 
 
 def _uniforms(valid: Tensor, segments: Tensor | None, names: Items[str], seed: int, stage: int, width: int) -> Tensor:

@@ -3,15 +3,13 @@
 Every step is taken up where a killed process left it; the state of a question is a stage of the run's manifest.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from hesse.curvature.layers import TrackedLayer
-from hesse.errors import NumericalError
 from hesse.influence.contraction import LowRankQueries
 from hesse.influence.examples import Examples
 from hesse.influence.factors import Factors
@@ -117,10 +115,7 @@ def answer(
         device = str(next(run_pass.model.parameters()).device)
         prepared = load_prepared(run, query_folder, list(run_pass.layers), device)
     else:
-        with _calling("queries"):
-            prepared = prepare_queries(
-                run_pass, factors, question.queries, settings, dtype=dtype, measurement=measurement
-            )
+        prepared = prepare_queries(run_pass, factors, question.queries, settings, dtype=dtype, measurement=measurement)
         run.commit({stage: state | {"prepared": True}}, save_prepared(run, query_folder, prepared))
     score_units(run, folder, run_pass, prepared, question.candidates, question.total, settings, dtype)
     refined = []
@@ -152,12 +147,3 @@ def answer(
     captured = {name: float(kept.captured.min()) for name, kept in prepared.items() if isinstance(kept, LowRankQueries)}
     old = [name for name in run.manifest.files if name.startswith(f"{query_folder}/")]
     run.commit({stage: run.stage(stage) | {"done": True, "captured": captured}}, files, old)
-
-
-@contextmanager
-def _calling(argument: str) -> Iterator[None]:
-    # a pass calls whatever it reads the dataset
-    try:
-        yield
-    except NumericalError as error:
-        raise NumericalError(str(error).replace("dataset:", f"{argument}:", 1)) from error

@@ -122,7 +122,7 @@ def prepare_queries(
 
     budget = min(settings.batch_tokens, 2048)
     with (
-        run_pass.open(consume),
+        run_pass.open(consume, argument="queries"),
         progress("queries", len(numbers), unit="queries", enabled=settings.show_progress) as advance,
     ):
         for indices in _in_order(queries.lengths, numbers, budget):
