@@ -50,12 +50,38 @@ class Method:
 
 METHODS: tuple[Method, ...] = (
     Method(
+        slug="curvature_core",
+        family="curvature",
+        title="Hessian, Gauss-Newton and Fisher operators over a loader, and their spectra",
+        papers=(
+            Paper("Pearlmutter", 1994, None),
+            Paper("Ghorbani, Krishnan, Xiao", 2019, "1901.10159"),
+            Paper("Wu, Simon", 2000, None),
+        ),
+        import_path="hesse.curvature.hessian",
+        claim="agrees with pyhessian, curvlinops and hessian-eigenthings, in the time and memory of the best of them",
+        status="beta",
+    ),
+    Method(
         slug="dcdm",
         family="pde",
         title="Deep conjugate directions for Poisson problems on masked grids",
         papers=(Paper("Kaneda, Akar, Chen, Kala, Hyde, Teran", 2023, "2205.10763"),),
         import_path="hesse.pde.DeepConjugateDirection",
         claim="needs several times fewer steps than conjugate gradients, on obstacles and grids never seen in training",
+        status="beta",
+    ),
+    Method(
+        slug="hessian_alignment",
+        family="curvature",
+        title="Domain generalisation by heads whose gradients and Hessians agree",
+        papers=(
+            Paper("Hemati, Zhang, Estiri, Chen", 2023, "2308.11778"),
+            Paper("Rame, Dancette, Cord", 2022, "2109.02934"),
+            Paper("Arjovsky, Bottou, Gulrajani, Lopez-Paz", 2019, "1907.02893"),
+        ),
+        import_path="hesse.curvature.HessianAlignmentLoss",
+        claim="equals dense autograd, faster than probes; drops a misleading colour where noise is not learnt by heart",
         status="beta",
     ),
     Method(
@@ -95,6 +121,40 @@ METHODS: tuple[Method, ...] = (
         ),
         import_path="hesse.linalg.sketched_lstsq",
         claim="spreads the error where a sparse sketch puts it in one coordinate; full accuracy faster than LAPACK",
+        status="beta",
+    ),
+    Method(
+        slug="mfac",
+        family="curvature",
+        title="Exact products with the inverse empirical Fisher matrix of m gradients, and M-FAC descent",
+        papers=(Paper("Frantar, Kurtic, Alistarh", 2021, "2107.03356"),),
+        import_path="hesse.curvature.MFACInverse",
+        claim="keeps all digits in float32 at small damping; many right-hand sides far faster than conjugate gradients",
+        status="beta",
+    ),
+    Method(
+        slug="rmt_learning_rates",
+        family="curvature",
+        title="Curvature that batches see, and the learning rates that follow, from measured curvature noise",
+        papers=(
+            Paper("Granziol, Zohren, Roberts", 2022, "2006.09092"),
+            Paper("Benaych-Georges, Nadakuditi", 2011, "0910.2120"),
+        ),
+        import_path="hesse.curvature.curvature_noise",
+        claim="predicts how sharp batches of any size are from one measurement; rates carried by it beat fixed ones",
+        status="beta",
+    ),
+    Method(
+        slug="sgd_stability",
+        family="curvature",
+        title="Which minima SGD can stay at: exact second moments for any batch size, momentum and sampling",
+        papers=(
+            Paper("Wu, Su", 2023, "2305.17490"),
+            Paper("Wu, Wang, Su", 2022, "2207.02628"),
+            Paper("Wu, Ma, E", 2018, None),
+        ),
+        import_path="hesse.curvature.stability_report",
+        claim="says beforehand at which minima SGD stays and which it leaves, where gradient descent stays at both",
         status="beta",
     ),
     Method(

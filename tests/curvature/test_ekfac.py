@@ -66,7 +66,7 @@ def test_rows_are_rotated_without_appending_the_one():
 
 @pytest.mark.parametrize(
     ("positions", "outputs", "inputs"),
-    [(1, 5, 6), (40, 5, 6), (2, 200, 180)],  # rows first; D first; rows first, one sequence at a time
+    [(1, 5, 6), (40, 5, 6), (2, 200, 180)],  # rank one; D first; rows first, one sequence at a time
 )
 def test_second_moment_adds_the_squares(positions, outputs, inputs):
     """Oracle: Σ_n (Q_Sᵀ D_n Q_A)² from the loop, twice, the second time with the rotated inputs of the first."""

@@ -110,6 +110,30 @@ def test_estimates_are_upper_bounds_within_a_factor_three(call, dtype):
     assert peak.most <= needed <= 3 * peak.most
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("recurrence_dtype", [torch.float32, torch.float64], ids=str)
+def test_recurrence_dtype_counts(dtype, recurrence_dtype):
+    """Oracle: the storages alive at the peak; and the bytes of a number, whatever the dtype of the products."""
+    a, start = operator(dtype), block(2, dtype)
+    gc.collect()
+    with Peak() as peak:
+        lanczos(a, 30, start=start, recurrence_dtype=recurrence_dtype)
+    needed = memory_needed("lanczos", a, columns=2, size=30, recurrence_dtype=recurrence_dtype)
+    assert peak.most <= needed <= 3 * peak.most
+    assert needed == memory_needed("lanczos", a, columns=2, size=30) * recurrence_dtype.itemsize // 8
+
+
+def test_chunks_of_probes_share_memory():
+    """Oracle: the storages alive at the peak; with three probes at a time there is a basis of three, not of all."""
+    a = operator()
+    gc.collect()
+    with Peak() as peak:
+        slq(a, torch.log, num_probes=30, num_steps=20, chunk_size=3)
+    needed = memory_needed("slq", a, columns=3, size=20 + 9)  # nine further chunks wait, one vector a probe
+    assert peak.most <= needed <= 3 * peak.most
+    assert 3 * peak.most < memory_needed("slq", a, columns=30, size=20)
+
+
 def test_dense_and_stacks():
     """Oracle: the bytes of the matrix; a stack of three."""
     a = FunctionOperator(lambda x: x, (70, 70), batch_shape=(3,), is_psd=True)

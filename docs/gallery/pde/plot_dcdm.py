@@ -91,11 +91,11 @@ print(f"untrained network: {lost.num_steps} steps, {int(lost.fallback_steps)} of
 # One's own operator
 # ------------------
 # ``fit`` needs the operator of an empty domain and no solutions: the loss is what one exact line search along the
-# network's direction leaves of the residual. Ten seconds here; two minutes give the network used above.
+# network's direction leaves of the residual. Some seconds here; two minutes give the network used above.
 
-box = PoissonStencil(torch.ones(32, 32, dtype=torch.bool))
+box = PoissonStencil(torch.ones(24, 24, dtype=torch.bool))
 own = DeepConjugateDirection(DCDMNet(2, 12, generator=torch.Generator().manual_seed(1)), max_steps=1000)
-own.fit(box, num_ritz=200, num_steps=250, generator=torch.Generator().manual_seed(1))
+own.fit(box, num_ritz=150, num_steps=250, generator=torch.Generator().manual_seed(1))
 found = own.solve(A, b).require()
 print(f"trained for {len(own.losses)} steps: {found.num_steps} steps of the solver")
 

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from hesse import __version__
 from hesse.cli._report import exit_code, say
+from hesse.cli.curvature_report import report as curvature_report
 from hesse.cli.influence_export import export
 from hesse.cli.influence_fit import fit
 from hesse.cli.influence_report import report
@@ -53,6 +54,10 @@ influence = typer.Typer(
 app.add_typer(influence, name="influence")
 for _name, _command in {"fit": fit, "score": score, "top": top, "report": report, "export": export}.items():
     influence.command(_name)(_command)
+curvature = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="How curved is the loss of my model?")
+curvature.callback()(lambda: None)  # a group, however few its commands are
+app.add_typer(curvature, name="curvature")
+curvature.command("report")(curvature_report)
 app.command("methods")(methods)
 app.command("verify")(verify)
 

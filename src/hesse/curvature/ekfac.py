@@ -205,6 +205,11 @@ def second_moment(
     Tensor or None
         ã Q_A for the next layer with the same input, if it was computed.
     """
+    if rows.grads.shape[1] == 1:  # D_n has rank one: the squares of its entries are products of squares
+        grads = (rows.grads[:, 0].to(left.dtype) @ left).to(out.dtype)
+        rotated_inputs = rotate_rows(rows, right) if rotated_inputs is None else rotated_inputs
+        out.addmm_(grads.square().T, rotated_inputs[:, 0].to(out.dtype).square())
+        return rotated_inputs
     if rotated_inputs is None and not _rows_first(rows, left, right):
         out += rotate(sequence_gradients(rows).to(left.dtype), left, right).to(out.dtype).square().sum(0)
         return None

@@ -1,27 +1,62 @@
-"""Hessians of a loss with respect to parameters, as operators: two backward passes a column, the matrix never formed.
+"""Hessians of a loss with respect to parameters, as operators: derivatives of the gradient, the matrix never formed.
 
-    H = Σ_b ∂²L_b/∂θ²        or its mean over the batches b
+    H = Σ_b ∂²L_b/∂θ²        or a mean over the batches b
 
 Shapes: P parameters in all, K columns.
 """
 
+import copy
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_flatten
 
-from hesse.errors import ArgumentError, ArgumentTypeError, ShapeError
+from hesse.curvature._binding import (
+    Function,
+    Target,
+    bind,
+    check_function,
+    choose_parameters,
+    join,
+    refuse_move,
+    split,
+)
+from hesse.curvature._graph import gradient_map, join_columns, leaves_of, split_columns
+from hesse.curvature.batches import BatchStream, as_batches, batch_size, to_device
+from hesse.errors import ArgumentError, ShapeError
 from hesse.linalg.layout import ParameterLayout
 from hesse.linalg.operator import LinearOperator
 
-__all__ = ["CurvatureOperator", "hessian"]
+__all__ = ["CurvatureOperator", "Function", "Reduction", "hessian"]
 
-Function = Callable[[Any, Any], Tensor]
-"""(parameters or model, batch) -> Tensor: first a mapping of tensors, or something that is called like the model."""
-Reduction = Literal["sum", "mean"]
+Reduction = Literal["sum", "mean", "weighted_mean"]
+_REDUCTIONS = ("sum", "mean", "weighted_mean")
+
+Values = tuple[Tensor, ...]
+Column = Callable[[Tensor], Tensor]
+"""(P,) -> (P,): one product."""
+Columns = Callable[[Tensor, bool], Tensor]
+"""(K, P), whether this is the last call -> (K, P): the product with every row, through a graph the last call frees."""
+
+
+class _Graph:
+    """A recorded product, and the state of all that it was recorded from."""
+
+    def __init__(self, product: Columns, batch: Any, parameters: Values, read: Values) -> None:
+        self.product, self.batch, self.parameters = product, batch, parameters
+        self.tensors = (*parameters, *read)
+        self.state = self._state()
+
+    def is_current(self, parameters: Values, batch: Any) -> bool:
+        return parameters is self.parameters and batch is self.batch and self._state() == self.state
+
+    def _state(self) -> list[tuple[int, int]]:
+        return [(tensor._version, tensor.data_ptr()) for tensor in self.tensors]
 
 
 class CurvatureOperator(LinearOperator):
@@ -29,7 +64,7 @@ class CurvatureOperator(LinearOperator):
 
     ``layout`` says which rows belong to which parameter. The tensors that hold the parameters are those given, not
     copies: after an optimiser step the operator is the curvature at the new point. Batches stay where they are, hence
-    ``to`` is refused.
+    ``to`` is refused; those of a loader are moved to the parameters' device one at a time.
 
     Parameters
     ----------
@@ -37,22 +72,30 @@ class CurvatureOperator(LinearOperator):
         (parameters or model, batch) -> Tensor.
     target : nn.Module or mapping of str to Tensor
         What is differentiated. Of a module, every parameter that requires a gradient.
-    batches : object or list
-        One batch, handed to ``function`` as it is, or a list of batches.
+    batches : object, list, DataLoader or BatchStream
+        One batch, handed to ``function`` as it is; a list of batches; or a loader, read anew in every product and never
+        held (see `BatchStream`).
     names : iterable of str, optional
         Restrict the matrix to these parameters, the others held fixed. Default: all.
-    reduction : {"sum", "mean"}, default "sum"
-        Over the batches.
+    reduction : {"sum", "mean", "weighted_mean"}, default "sum"
+        Over the batches. "weighted_mean" counts every batch by its examples, the leading axis of its first tensor: the
+        mean over the data set where ``function`` averages within a batch, whatever the size of the last one.
     block_size : int, default 16
         Columns that share one vectorised pass, hence one forward pass a batch; memory grows with it. 1 loops without
         `torch.vmap`, for models whose control flow it cannot follow.
+    keep_graph : bool, default False
+        Keep the graph of the first derivative between products, so that each costs one pass through it instead of
+        building it anew: two thirds of the time or less, at the memory of that graph for every batch. It is rebuilt
+        after a parameter, a buffer or the batch was changed in place; a write through ``.data``, or another tensor put
+        in the place of one, is not noticed. Products are then plain numbers, not differentiable.
     is_psd : bool, default False
         Promise that every term is positive semi-definite.
 
     Raises
     ------
     ArgumentError
-        If a name is unknown, there are no batches, or an option is out of range.
+        If a name is unknown, there are no batches, an option is out of range, the graph of streamed batches is to be
+        kept, or a layer is in training mode that would draw random numbers or change its buffers.
     ArgumentTypeError
         If ``target`` is neither a module nor a mapping of real floating tensors.
     ShapeError
@@ -64,123 +107,193 @@ class CurvatureOperator(LinearOperator):
     def __init__(
         self,
         function: Function,
-        target: nn.Module | Mapping[str, Tensor],
+        target: Target,
         batches: Any,
         *,
         names: Iterable[str] | None = None,
         reduction: Reduction = "sum",
         block_size: int = 16,
+        keep_graph: bool = False,
         is_psd: bool = False,
     ) -> None:
         call = type(self).__name__
-        if not callable(function):
-            raise ArgumentTypeError(f"{call}: expected a function of (parameters or model, batch), got {function!r}")
-        every = _named_tensors(call, target)
-        chosen = _choose(call, every, names)
-        if reduction not in ("sum", "mean"):
-            raise ArgumentError(f"{call}: reduction must be 'sum' or 'mean', got {reduction!r}")
+        check_function(call, function)
+        chosen = choose_parameters(call, target, names)
+        if reduction not in _REDUCTIONS:
+            raise ArgumentError(f"{call}: reduction must be one of {', '.join(_REDUCTIONS)}; got {reduction!r}")
         if block_size < 1:
             raise ArgumentError(f"{call}: expected block_size >= 1, got {block_size}")
-        self.batches: list[Any] = list(batches) if isinstance(batches, list) else [batches]
-        if not self.batches:
-            raise ArgumentError(f"{call}: the list of batches is empty")
+        self.batches: list[Any] | BatchStream = as_batches(call, batches)
+        if keep_graph and isinstance(self.batches, BatchStream):
+            raise ArgumentError(
+                f"{call}: keep_graph holds on to every batch, a stream holds none; pass a list of batches"
+            )
         first = next(iter(chosen.values()))
-        for name, tensor in chosen.items():
-            if tensor.dtype != first.dtype or tensor.device != first.device:
-                raise ShapeError(
-                    f"{call}: {name} is {tensor.dtype} on {tensor.device}, others {first.dtype} on {first.device}; "
-                    "restrict the matrix with names="
-                )
         self.layout = ParameterLayout.of(chosen)
         super().__init__(
             (self.layout.size, self.layout.size), first.dtype, first.device, is_symmetric=True, is_psd=is_psd
         )
         self.function = function
-        self.target = target
+        self.target: Target = target
         self.reduction: Reduction = reduction
         self.block_size = block_size
+        self.keep_graph = keep_graph
         self.tensors_in_order = tuple(chosen.values())
+        self._graphs: dict[int, _Graph] = {}  # by the number of the batch
+
+    # what a subclass gives ----------------------------------------------------------------------------------------
 
     @abstractmethod
-    def _product(self, batch: Any) -> Callable[[Tensor], Tensor]:
-        """(P,) -> (P,), the product with this batch's term; called under `torch.vmap`."""
+    def _product(self, function: Callable[[Values], Tensor], batch: Any, index: int) -> Column:
+        """One batch's term, differentiable; the answer is called under `torch.vmap`."""
+
+    @abstractmethod
+    def _recorded(self, function: Callable[[Values], Tensor], leaves: Values, batch: Any, index: int) -> Columns:
+        """One batch's term as numbers, through a graph recorded here."""
+
+    @abstractmethod
+    def _numbers(self, function: Callable[[Values], Tensor], batch: Any, index: int, columns: Tensor) -> Tensor:
+        """One batch's term on all columns (K, P), as numbers and in as little memory as can be."""
+
+    # products -----------------------------------------------------------------------------------------------------
 
     def _matmat(self, x: Tensor) -> Tensor:
         columns = x.movedim(-1, 0).reshape(-1, self.layout.size)  # operands may come as a stack: (..., P, K)
-        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
-            terms = [self._on_columns(self._product(batch), columns) for batch in self.batches]
-        total = torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
-        total = total / len(terms) if self.reduction == "mean" else total
-        return total.reshape(x.shape[-1], *x.shape[:-1]).movedim(0, -1)
+        total, weights, unit = None, 0.0, 0
+        for index, batch in enumerate(self._each_batch()):
+            size = batch_size(batch) if self.reduction == "weighted_mean" else 1
+            unit = unit or size or 1  # a single batch then has weight one, and is taken as it is
+            weight = size / unit
+            total = _add(total, self._term(index, batch, columns), weight)
+            weights += weight
+        if total is None:
+            raise ArgumentError(f"{type(self).__name__}: there are no batches")
+        if self.reduction != "sum" and weights != 1:
+            total = total / weights
+        return total.to(self.dtype).reshape(x.shape[-1], *x.shape[:-1]).movedim(0, -1)
 
-    def _on_columns(self, product: Callable[[Tensor], Tensor], columns: Tensor) -> Tensor:
-        if self.block_size == 1:
+    def _each_batch(self) -> Iterator[Any]:
+        if isinstance(self.batches, BatchStream):
+            return (to_device(batch, self.device) for batch in self.batches)
+        return iter(self.batches)
+
+    def _term(self, index: int, batch: Any, columns: Tensor) -> Tensor:
+        if self.keep_graph:
+            return self._through(self._kept(index, batch), columns, keep=True)
+        function = bind(self.function, self.target, self.layout.names, batch)
+        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+            if self._only_numbers(columns):
+                return self._numbers(function, batch, index, columns)
+            return self._vectorised(self._product(function, batch, index), columns)
+
+    def _vectorised(self, product: Column, columns: Tensor) -> Tensor:
+        if self.block_size == 1 or len(columns) == 1:
             return torch.stack([product(column) for column in columns])
         return torch.vmap(product, chunk_size=self.block_size)(columns)
 
-    def _at(self, batch: Any) -> Callable[[tuple[Tensor, ...]], Tensor]:
-        # the function of the chosen parameters alone
-        names = self.layout.names
+    def _through(self, recorded: Columns, columns: Tensor, *, keep: bool) -> Tensor:
+        blocks = columns.detach().split(self.block_size)
+        images = [recorded(block, not keep and i == len(blocks)) for i, block in enumerate(blocks, 1)]
+        return images[0] if len(images) == 1 else torch.cat(images)
 
-        def call(values: tuple[Tensor, ...]) -> Tensor:
-            chosen = dict(zip(names, values, strict=True))
-            if not isinstance(self.target, nn.Module):
-                return self.function({**self.target, **chosen}, batch)
-            model = self.target
+    def _only_numbers(self, columns: Tensor) -> bool:
+        # whether nobody can ask for a derivative of the product; a transform of torch.func could, and the lean way
+        # would strip its tensors
+        if peek_interpreter_stack() is not None:
+            return False
+        return not torch.is_grad_enabled() or not any(t.requires_grad for t in (columns, *self.tensors_in_order))
 
-            def stand_in(*args: Any, **kwargs: Any) -> Any:
-                return torch.func.functional_call(model, chosen, args, kwargs)
+    def _kept(self, index: int, batch: Any) -> Columns:
+        kept = self._graphs.get(index)
+        if kept is None or not kept.is_current(self.tensors_in_order, batch):
+            self._graphs.pop(index, None)  # before the new one is built, so that there are never two
+            function = bind(self.function, self.target, self.layout.names, batch)
+            read = (*_tensors_of(self.target), *(leaf for leaf in tree_flatten(batch)[0] if isinstance(leaf, Tensor)))
+            with sdpa_kernel(SDPBackend.MATH):
+                product = self._recorded(function, leaves_of(self.tensors_in_order), batch, index)
+            kept = self._graphs[index] = _Graph(product, batch, self.tensors_in_order, read)
+        return kept.product
 
-            return self.function(stand_in, batch)
+    # parts --------------------------------------------------------------------------------------------------------
 
-        return call
+    def block(self, names: Iterable[str]) -> Self:
+        """Restrict the matrix to some of its parameters: a diagonal block.
 
-    def _split(self, vector: Tensor) -> tuple[Tensor, ...]:
-        layout = self.layout
-        return tuple(vector[layout.slice(n)].reshape(s) for n, s in zip(layout.names, layout.shapes, strict=True))
+        Parameters
+        ----------
+        names : iterable of str
+            Some of ``layout.names``; the order of the layout is kept.
 
-    def _join(self, values: Iterable[Tensor]) -> Tensor:
-        return torch.cat([value.reshape(-1) for value in values])
+        Returns
+        -------
+        CurvatureOperator
+            Of the same kind, over the same batches; products differentiate by these parameters alone.
+
+        Raises
+        ------
+        ArgumentError
+            If a name is unknown, or there is none.
+        """
+        mine = dict(zip(self.layout.names, self.tensors_in_order, strict=True))
+        chosen = choose_parameters(f"{type(self).__name__}.block", mine, names)
+        part = copy.copy(self)
+        part.layout = ParameterLayout.of(chosen)
+        part.shape = (part.layout.size, part.layout.size)
+        part.tensors_in_order = tuple(chosen.values())
+        part._graphs = {}
+        part._symmetry_seen = False
+        return part
+
+    def per_layer(self) -> dict[str, Self]:
+        """Cut the diagonal into one block a layer, the parameters that share all of their name but its last part.
+
+        Returns
+        -------
+        dict of str to CurvatureOperator
+            In the order of the layout; a parameter without a dot in its name is a layer called "".
+        """
+        groups: dict[str, list[str]] = {}
+        for name in self.layout.names:
+            groups.setdefault(name.rpartition(".")[0], []).append(name)
+        return {layer: self.block(names) for layer, names in groups.items()}
 
     def _mapped(
         self, change: Callable[[str, Tensor], Tensor], prefix: str, dtype: torch.dtype, device: torch.device
     ) -> Self:
-        if (dtype, device) != (self.dtype, self.device):
-            raise ArgumentError(
-                f"{type(self).__name__}.to: the batches and the function cannot be moved; build the operator anew on a "
-                "converted model"
-            )
+        refuse_move(self, dtype, device)
         return super()._mapped(change, prefix, dtype, device)
 
 
 class _Hessian(CurvatureOperator):
-    def _product(self, batch: Any) -> Callable[[Tensor], Tensor]:
-        loss = self._at(batch)
+    def _product(self, function: Callable[[Values], Tensor], batch: Any, index: int) -> Column:
+        gradient, values = torch.func.grad(_scalar(function)), self.tensors_in_order
+        # the matrix is symmetric, so its transpose, a reverse-mode product, does: in forward mode torch cannot
+        # differentiate the backward pass of some losses, squared error and Huber's among them
+        return lambda vector: join(torch.func.vjp(gradient, values)[1](split(self.layout, vector))[0])
 
-        def scalar(values: tuple[Tensor, ...]) -> Tensor:
-            value = loss(values)
-            if value.ndim != 0:
-                raise ShapeError(f"hessian: loss_fn must return a scalar, got shape {tuple(value.shape)}")
-            return value
+    def _recorded(self, function: Callable[[Values], Tensor], leaves: Values, batch: Any, index: int) -> Columns:
+        with torch.enable_grad():
+            loss = _scalar(function)(leaves)
+            if not loss.requires_grad:
+                return lambda columns, _last: torch.zeros_like(columns)
+            gradient = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True, materialize_grads=True)
+        pull = gradient_map(gradient, leaves)  # the matrix is symmetric, so its transpose, a reverse-mode product, does
+        return lambda columns, last: join_columns(pull(split_columns(self.layout, columns), last))
 
-        gradient = torch.func.grad(scalar)
-
-        def product(vector: Tensor) -> Tensor:
-            # the matrix is symmetric, so its transpose, a reverse-mode product, does
-            pull = torch.func.vjp(gradient, self.tensors_in_order)[1]
-            return self._join(pull(self._split(vector))[0])
-
-        return product
+    def _numbers(self, function: Callable[[Values], Tensor], batch: Any, index: int, columns: Tensor) -> Tensor:
+        recorded = self._recorded(function, leaves_of(self.tensors_in_order), batch, index)
+        return self._through(recorded, columns, keep=False)
 
 
 def hessian(
     loss_fn: Function,
-    target: nn.Module | Mapping[str, Tensor],
+    target: Target,
     batches: Any,
     *,
     names: Iterable[str] | None = None,
     reduction: Reduction = "sum",
     block_size: int = 16,
+    keep_graph: bool = False,
 ) -> CurvatureOperator:
     """H = ∂²L/∂θ² as an operator of order P.
 
@@ -191,14 +304,17 @@ def hessian(
         a mapping.
     target : nn.Module or mapping of str to Tensor
         The model (its parameters that require a gradient), or named tensors.
-    batches : object or list
-        One batch, or a list of them; anything but a list is one batch.
+    batches : object, list, DataLoader or BatchStream
+        One batch, a list of them, or a loader that is streamed; see `CurvatureOperator`.
     names : iterable of str, optional
         Only these parameters: a diagonal block of the matrix. Default: all.
-    reduction : {"sum", "mean"}, default "sum"
-        Over a list of batches. Whether ``loss_fn`` sums or averages over examples is its own business.
+    reduction : {"sum", "mean", "weighted_mean"}, default "sum"
+        Over the batches; see `CurvatureOperator`. Whether ``loss_fn`` sums or averages over examples is its own
+        business.
     block_size : int, default 16
         Columns a vectorised pass; see `CurvatureOperator`.
+    keep_graph : bool, default False
+        Keep the graph of the gradient between products; see `CurvatureOperator`.
 
     Returns
     -------
@@ -209,7 +325,8 @@ def hessian(
     Raises
     ------
     ArgumentError
-        If a name is unknown, there are no batches, or an option is out of range.
+        If a name is unknown, there are no batches, an option is out of range, or a layer is in training mode that
+        would draw random numbers or change its buffers.
     ArgumentTypeError
         If ``target`` is of another kind.
     ShapeError
@@ -217,7 +334,10 @@ def hessian(
 
     Notes
     -----
-    A product costs about four gradients a column and batch, and the memory of ``block_size`` backward passes.
+    A product costs about three gradients a column and batch, two for further columns or with ``keep_graph``, in the
+    memory of three backward passes and that of two more for each further column of a block. Call it under
+    `torch.no_grad`, as every solver here does, unless the product is to be differentiated: that needs a graph of third
+    derivatives.
 
     Examples
     --------
@@ -230,30 +350,30 @@ def hessian(
     ----------
     B. A. Pearlmutter (1994), Neural Computation 6(1).
     """
-    return _Hessian(loss_fn, target, batches, names=names, reduction=reduction, block_size=block_size)
+    return _Hessian(
+        loss_fn, target, batches, names=names, reduction=reduction, block_size=block_size, keep_graph=keep_graph
+    )
 
 
-def _named_tensors(call: str, target: Any) -> dict[str, Tensor]:
-    if isinstance(target, nn.Module):
-        found: dict[str, Tensor] = {name: p for name, p in target.named_parameters() if p.requires_grad}
-    elif isinstance(target, Mapping):
-        found = dict(target)
-    else:
-        raise ArgumentTypeError(f"{call}: expected a module or a mapping of tensors, got {type(target).__name__}")
-    for name, tensor in found.items():
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise ArgumentTypeError(f"{call}: parameter {name!r} must be a real floating tensor, got {kind}")
-    if not found:
-        raise ArgumentError(f"{call}: there are no parameters that require a gradient")
-    return found
+def _tensors_of(target: Target) -> list[Tensor]:
+    return [*target.parameters(), *target.buffers()] if isinstance(target, nn.Module) else list(target.values())
 
 
-def _choose(call: str, every: dict[str, Tensor], names: Iterable[str] | None) -> dict[str, Tensor]:
-    if names is None:
-        return every
-    wanted = [names] if isinstance(names, str) else list(names)
-    unknown = [name for name in wanted if name not in every]
-    if unknown or not wanted:
-        raise ArgumentError(f"{call}: names must be some of {', '.join(every)}; got {', '.join(unknown) or 'none'}")
-    return {name: tensor for name, tensor in every.items() if name in set(wanted)}
+def _scalar(function: Callable[[Values], Tensor]) -> Callable[[Values], Tensor]:
+    def checked(values: Values) -> Tensor:
+        value = function(values)
+        if value.ndim != 0:
+            raise ShapeError(f"hessian: loss_fn must return a scalar, got shape {tuple(value.shape)}")
+        return value
+
+    return checked
+
+
+def _add(total: Tensor | None, term: Tensor, weight: float) -> Tensor:
+    if term.dtype in (torch.float16, torch.bfloat16):
+        term = term.float()  # a sum over many batches must not round to half precision each time
+    if total is None:
+        return term if weight == 1 else term * weight
+    if total.requires_grad or term.requires_grad:
+        return total + term * weight
+    return total.add_(term, alpha=weight)

@@ -19,7 +19,7 @@ TokenIds = NDArray[np.integer]
 def bm25_scores(
     queries: Items[TokenIds], documents: Items[TokenIds], k1: float = 1.5, b: float = 0.75
 ) -> NDArray[np.float32]:
-    """Σ_t c(t,q) · IDF(t) · f(t,d)(k1 + 1) / (f(t,d) + k1(1 - b + b·|d|/avg|d|)), Okapi BM25.
+    """``Σ_t c(t,q) · IDF(t) · f(t,d)(k1 + 1) / (f(t,d) + k1(1 - b + b·|d|/avg|d|))``, Okapi BM25.
 
     IDF(t) = log(1 + (N - df(t) + ½)/(df(t) + ½)), which is never negative; c counts t in the query, f in the document.
 

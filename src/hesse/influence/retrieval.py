@@ -51,7 +51,7 @@ def support_mask(
 
 
 def recall_at_k(scores: ArrayLike, relevant: ArrayLike, k: int = 3) -> NDArray[np.float64]:
-    """|first k ∩ relevant| / min(k, |relevant|), query by query.
+    """``|first k ∩ relevant| / min(k, |relevant|)``, query by query.
 
     Parameters
     ----------

@@ -172,7 +172,7 @@ def grassmann_log(S1: Tensor, S2: Tensor) -> Tensor:
     Returns
     -------
     Tensor, shape (..., D, K)
-        H with span(`grassmann_exp`(S1, H)) = span(S2); its singular values are the principal angles.
+        H with ``span(grassmann_exp(S1, H)) = span(S2)``; its singular values are the principal angles.
 
     Raises
     ------

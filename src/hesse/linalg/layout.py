@@ -89,12 +89,12 @@ class ParameterLayout:
 
         Parameters
         ----------
-        tensors : mapping of str to Tensor, shapes (*batch, *shape)
+        tensors : mapping of str to Tensor, shapes ``(*batch, *shape)``
             One a name, all with the same leading batch, dtype and device; in any order.
 
         Returns
         -------
-        Tensor, shape (*batch, P)
+        Tensor, shape ``(*batch, P)``
             A copy, differentiable.
 
         Raises
@@ -127,12 +127,12 @@ class ParameterLayout:
 
         Parameters
         ----------
-        vector : Tensor, shape (*batch, P)
+        vector : Tensor, shape ``(*batch, P)``
             As `flatten` gives.
 
         Returns
         -------
-        dict of str to Tensor, shapes (*batch, *shape)
+        dict of str to Tensor, shapes ``(*batch, *shape)``
             Views where the memory allows.
 
         Raises

@@ -51,7 +51,7 @@ def armijo(
         c in (0, 1); small, so that nearly every decrease is accepted. At most 1/2 if Newton's step is to pass.
     slack : float, default 0.0
         Increase of φ that is put down to rounding and forgiven, in the units of φ. Near a minimum, where differences
-        of φ drown, about eps · |φ(0)|.
+        of φ drown, about ``eps · |φ(0)|``.
     max_steps : int, default 50
         Values taken at most; fifty halvings are a factor 1e-15.
 

@@ -62,7 +62,14 @@ _VECTORS: dict[str, tuple[str | None, Callable[[int, int], int]]] = {
 }
 
 
-def memory_needed(call: MemoryCall, operator: LinearOperator, *, columns: int = 1, size: int | None = None) -> int:
+def memory_needed(
+    call: MemoryCall,
+    operator: LinearOperator,
+    *,
+    columns: int = 1,
+    size: int | None = None,
+    recurrence_dtype: torch.dtype | None = None,
+) -> int:
     """Estimate the bytes that a call keeps beside the operator, at its peak.
 
     Parameters
@@ -78,6 +85,9 @@ def memory_needed(call: MemoryCall, operator: LinearOperator, *, columns: int = 
         basis), ``basis_size`` of eigsh, ``rank`` of nystrom (of rsvd with the oversampling), ``num_matvecs`` of the
         trace estimators, ``window`` of recycled_cg, columns of the deflation of cg, number of shifts of multishift_cg.
         The other calls have none.
+    recurrence_dtype : torch.dtype, optional
+        In which the vectors are kept, where the call takes it as an argument. Default: float64 for eigsh, lanczos,
+        block_lanczos and slq, otherwise the operator's dtype, float32 for half precision.
 
     Returns
     -------
@@ -107,7 +117,9 @@ def memory_needed(call: MemoryCall, operator: LinearOperator, *, columns: int = 
     else:
         at_least("memory_needed", "size", size, 0)
     dtype = wide_dtype(operator.dtype)
-    if call in _DOUBLE:
+    if recurrence_dtype is not None:
+        dtype = recurrence_dtype.to_complex() if dtype.is_complex else recurrence_dtype
+    elif call in _DOUBLE:
         dtype = torch.promote_types(dtype, torch.float64)
     return stack * max(m, n) * vectors(columns, size or 0) * dtype.itemsize
 
@@ -171,15 +183,17 @@ def require_memory(
     *,
     columns: int = 1,
     size: int | None = None,
+    recurrence_dtype: torch.dtype | None = None,
     memory_limit: int | None = None,
 ) -> int:
     """Refuse a call that would not fit, before it starts.
 
-    `gmres`, `nystrom`, `xtrace`, and `solve` where it forms the matrix, ask this of themselves.
+    `block_lanczos`, `eigsh`, `gmres`, `lanczos`, `nystrom`, `slq` and its relatives, `xtrace`, and `solve` where it
+    forms the matrix, ask this of themselves.
 
     Parameters
     ----------
-    call, operator, columns, size
+    call, operator, columns, size, recurrence_dtype
         As in `memory_needed`.
     memory_limit : int, optional
         Bytes that may be used. Default: `available_memory` of the operator's device; nothing is refused where that is
@@ -197,7 +211,7 @@ def require_memory(
     ArgumentError
         As in `memory_needed`.
     """
-    needed = memory_needed(call, operator, columns=columns, size=size)
+    needed = memory_needed(call, operator, columns=columns, size=size, recurrence_dtype=recurrence_dtype)
     if memory_limit is None and needed <= _QUIET:
         return needed
     limit = available_memory(operator.device) if memory_limit is None else memory_limit

@@ -273,7 +273,7 @@ class LinearOperator(TensorTree, ABC):
         return self._checked(self._solve, b, self.shape[0], self.shape[1], "solve")
 
     def logdet(self) -> Tensor:
-        """Take log |det A| exactly, where the structure allows it.
+        """Take ``log |det A|`` exactly, where the structure allows it.
 
         Returns
         -------

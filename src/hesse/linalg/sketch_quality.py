@@ -68,13 +68,13 @@ class CoordinatewiseStatistics:
     standard_error : float
         Of ``mean``.
     second_moment : float
-        E|X|².
+        ``E|X|²``.
     alpha : float
-        M (E|X|² - |gᴴh|²) / (‖g‖² ‖h‖²), the constant of the variance.
+        ``M (E|X|² - |gᴴh|²) / (‖g‖² ‖h‖²)``, the constant of the variance.
     levels : tuple of float
         Probabilities of the quantiles.
     quantiles : tuple of float
-        Of |X - gᴴh| / (‖g‖ ‖h‖), one a level; times √M they are the constant beta of the tail.
+        Of ``|X - gᴴh| / (‖g‖ ‖h‖)``, one a level; times √M they are the constant beta of the tail.
     num_trials : int
         Draws.
     """

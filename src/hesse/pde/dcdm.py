@@ -42,7 +42,7 @@ class DeepConjugateDirection:
     Parameters
     ----------
     network : nn.Module, optional
-        From (B, *grid) and a mask to (B, *grid). Default: a `DCDMNet` made by `fit`.
+        From ``(B, *grid)`` and a mask to ``(B, *grid)``. Default: a `DCDMNet` made by `fit`.
     i_orth : int, default 2
         Earlier directions kept; more hardly helps.
     tol : float, default 1e-6

@@ -6,8 +6,8 @@ import scipy.sparse
 import scipy.sparse.linalg
 import torch
 
-from hesse.errors import ArgumentError, ShapeError, SingularError
-from hesse.linalg.basic import Diagonal
+from hesse.errors import ArgumentError, MemoryLimitError, ShapeError, SingularError
+from hesse.linalg.basic import Diagonal, FunctionOperator
 from hesse.linalg.convert import as_linear_operator
 from hesse.linalg.eigen.eigsh import eigsh, shift_inverse
 
@@ -146,3 +146,24 @@ def test_a_state_of_another_run_is_refused():
         eigsh(indefinite(20, torch.float64), 2, basis_size=4, state=seen[4])
     with pytest.raises(ArgumentError, match="exclude"):
         eigsh(indefinite(20, torch.float64), 2, basis_size=6, state=seen[0], start=torch.ones(20))
+
+
+def test_too_large_a_basis_is_refused_before_any_product():
+    """Oracle: the error, and that no product was made."""
+    products = []
+    huge = FunctionOperator(lambda x: products.append(1) or x, (10**9, 10**9), is_psd=True)
+    with pytest.raises(MemoryLimitError, match=r"eigsh: needs about .*basis_size"):
+        eigsh(huge, 3, basis_size=5000)
+    assert not products
+
+
+def test_residuals_of_the_recurrence():
+    """Oracle: those of a final product, to rounding in float64; the products counted, with restarts and without."""
+    matrix = indefinite(80, torch.float64)
+    for size in (10, 60):
+        verified = eigsh(matrix, 3, basis_size=size, tol=1e-6, generator=seeded(1))
+        found = eigsh(matrix, 3, basis_size=size, tol=1e-6, generator=seeded(1), verify=False)
+        torch.testing.assert_close(found.eigenvalues, verified.eigenvalues, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(found.residuals, verified.residuals, rtol=1e-6, atol=1e-12)
+        torch.testing.assert_close(found.eigenvectors, verified.eigenvectors)
+        assert found.num_matvecs == verified.num_matvecs - 3

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from hesse.errors import ArgumentError, NumericalError, ShapeError
+from hesse.errors import ArgumentError, MemoryLimitError, NumericalError, ShapeError
+from hesse.linalg.basic import FunctionOperator
 from hesse.linalg.convert import as_linear_operator
 from hesse.linalg.eigen.lanczos import block_lanczos, lanczos
 
@@ -168,3 +169,28 @@ def test_every_step_is_reported():
     again = lanczos(matrix, 4, state=seen[1])
     assert torch.equal(again.alpha, whole.alpha)
     assert torch.equal(again.current, whole.current)
+
+
+def test_too_large_a_basis_is_refused_before_any_product():
+    """Oracle: the error, and that no product was made; without a basis the same run is small enough to begin."""
+    products = []
+    huge = FunctionOperator(lambda x: products.append(1) or x, (10**9, 10**9), is_psd=True)
+    with pytest.raises(MemoryLimitError, match=r"lanczos: needs about .*num_steps"):
+        lanczos(huge, 10_000)
+    with pytest.raises(MemoryLimitError, match=r"lanczos.*num_steps"):
+        lanczos(huge, 10_000, start=torch.ones(1, 1).expand(10**9, 2), recurrence_dtype=torch.float32)
+    with pytest.raises(MemoryLimitError, match=r"block_lanczos.*num_steps"):
+        block_lanczos(huge, torch.ones(1, 1).expand(10**9, 2), 10_000)
+    assert not products
+
+
+def test_memory_is_asked_for_all_steps_on_resuming(monkeypatch):
+    """Oracle: the sizes that the check is asked for: all steps with a basis, at most N, and none without."""
+    asked = []
+    monkeypatch.setitem(lanczos.__globals__, "require_memory", lambda _call, _a, **sizes: asked.append(sizes))
+    matrix = torch.diag(torch.arange(1.0, 31.0))
+    for reorthogonalize in ("full", "none"):
+        state = lanczos(matrix, 20, start=torch.ones(30, 2), reorthogonalize=reorthogonalize)
+        lanczos(matrix, 15, state=state, reorthogonalize=reorthogonalize)
+    assert [sizes["size"] for sizes in asked] == [20, 30, 0, 0]
+    assert {sizes["columns"] for sizes in asked} == {2}

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from hesse.errors import ArgumentError, NumericalError, SingularError
-from hesse.linalg.basic import Dense, Diagonal
+from hesse.errors import ArgumentError, MemoryLimitError, NumericalError, SingularError
+from hesse.linalg.basic import Dense, Diagonal, FunctionOperator
 from hesse.linalg.convert import as_linear_operator
 from hesse.linalg.eigen.slq import logdet, slq, spectral_density
 
@@ -135,3 +135,18 @@ def test_bad_arguments_are_named():
         logdet(torch.eye(5), method="magic")
     with pytest.raises(ArgumentError, match="sigma"):
         spectral_density(torch.eye(5), sigma=-1.0)
+
+
+def test_too_many_probes_are_refused_before_any_product():
+    """Oracle: the error, and that no product was made and no probe drawn."""
+    products = []
+    huge = FunctionOperator(lambda x: products.append(1) or x, (10**9, 10**9), is_psd=True)
+    generator = seeded(0)
+    before = generator.get_state()
+    for call in (lambda a: slq(a, torch.log, num_steps=1000, generator=generator), lambda a: logdet(a, num_steps=1000)):
+        with pytest.raises(MemoryLimitError, match=r"slq: needs about .*num_steps"):
+            call(huge)
+    with pytest.raises(MemoryLimitError, match="slq"):
+        spectral_density(huge, num_steps=1000, chunk_size=2, generator=generator)
+    assert not products
+    assert torch.equal(generator.get_state(), before)

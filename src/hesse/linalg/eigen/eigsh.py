@@ -15,6 +15,7 @@ from hesse.linalg._arguments import at_least, single_operator, square_operator, 
 from hesse.linalg._random import gaussian_columns
 from hesse.linalg.basic import Sparse
 from hesse.linalg.eigen.result import EigenResult
+from hesse.linalg.memory import require_memory
 from hesse.linalg.operator import LinearOperator
 
 __all__ = ["ThickRestart", "Which", "eigsh", "shift_inverse"]
@@ -49,6 +50,7 @@ def eigsh(
     start: Tensor | None = None,
     state: ThickRestart | None = None,
     on_step: Callable[[ThickRestart], None] | None = None,
+    verify: bool = True,
     generator: Generator | None = None,
 ) -> EigenResult:
     """Compute K eigenpairs of a symmetric operator by thick-restart Lanczos.
@@ -71,8 +73,8 @@ def eigsh(
     inverse : LinearOperator or callable, optional
         How to apply (A - sigma I)⁻¹ to a block (N, B). Default: `shift_inverse`.
     tol : float, optional
-        A pair has converged when its residual is at most tol times the largest |Ritz value|. Default: 1e-10 for float64
-        operators, 1e-5 otherwise.
+        A pair has converged when its residual is at most tol times the Ritz value of largest magnitude. Default: 1e-10
+        for float64 operators, 1e-5 otherwise.
     max_steps : int, optional
         Products at most before the final check. Default: max(10 N, 1000).
     basis_size : int, optional
@@ -84,6 +86,9 @@ def eigsh(
     on_step : callable, optional
         Called with the state after every product but the final check, to save it or to show progress. Its tensors are
         views of memory that a later restart overwrites.
+    verify : bool, default True
+        Whether K further products, in one block, give the residuals. False takes those of the recurrence, which leave
+        out what rounding, that of the products above all, adds; with ``sigma`` they are always made.
     generator : torch.Generator, optional
         Source of the start. Default: torch's global generator.
 
@@ -99,6 +104,8 @@ def eigsh(
         If the operator is not square or a stack, or ``start`` does not fit it.
     ArgumentError
         If the operator is not symmetric, an argument is out of range, or ``inverse`` comes without ``sigma``.
+    MemoryLimitError
+        If N (2 P + 4) numbers in float64 would not fit.
     NumericalError
         If a product has NaN or Inf.
 
@@ -126,6 +133,7 @@ def eigsh(
     size = min(size, n)
     limit = max_steps if max_steps is not None else max(10 * n, 1000)
     at_least("eigsh", "max_steps", limit, 1)
+    require_memory("eigsh", operator, size=size)
     work = torch.complex128 if operator.dtype.is_complex else torch.float64
     if state is not None:
         if start is not None:
@@ -156,17 +164,20 @@ def eigsh(
         return apply_fn(vector.to(operator.dtype).unsqueeze(1)).squeeze(1).to(work)
 
     with torch.no_grad():
-        vectors, settled, restarts, products = _thick_restart(
-            multiply, first, k, which, precision, size, limit, generator, state, on_step
-        )
-        # eigenvalues and residuals in terms of A itself, whatever the Ritz values were of
-        images = operator.matmat(vectors.to(operator.dtype)).to(work)
-        values = (vectors.conj() * images).sum(0).real
+        found = _thick_restart(multiply, first, k, which, precision, size, limit, generator, state, on_step)
+        values, vectors, residuals, products = found.eigenvalues, found.eigenvectors, found.residuals, found.num_matvecs
+        if verify or sigma is not None:
+            # eigenvalues and residuals in terms of A itself, whatever the Ritz values were of
+            images = operator.matmat(vectors.to(operator.dtype)).to(work)
+            values = (vectors.conj() * images).sum(0).real
+            residuals = torch.linalg.vector_norm(images - vectors * values, dim=0)
+            products += k
         order = values.argsort()
-        values, vectors, images = values[order], vectors[:, order], images[:, order]
-        residuals = torch.linalg.vector_norm(images - vectors * values, dim=0)
+        values, vectors, residuals = values[order], vectors[:, order], residuals[order]
     real = wide_dtype(operator.dtype).to_real() if operator.dtype.is_complex else wide_dtype(operator.dtype)
-    return EigenResult(values.to(real), vectors.to(operator.dtype), residuals.to(real), settled, restarts, products + k)
+    return EigenResult(
+        values.to(real), vectors.to(operator.dtype), residuals.to(real), found.converged, found.num_steps, products
+    )
 
 
 def shift_inverse(operator: LinearOperator, sigma: float) -> Callable[[Tensor], Tensor]:
@@ -249,10 +260,10 @@ def _thick_restart(
     generator: Generator | None,
     state: ThickRestart | None,
     on_step: Callable[[ThickRestart], None] | None,
-) -> tuple[Tensor, bool, int, int]:
+) -> EigenResult:
     n = start.shape[0]
     eps = torch.finfo(start.dtype).eps
-    basis = start.new_zeros(n, size + 1)
+    basis = start.new_zeros(size + 1, n).mT  # column after column: the sweeps read the filled ones alone
     T = start.new_zeros(size, size)
     basis[:, 0] = start / torch.linalg.vector_norm(start)
     filled, products, restarts, kept = 0, 0, 0, 0
@@ -266,7 +277,7 @@ def _thick_restart(
         # a look in between, so that a large basis is not filled for nothing; not where the recurrence broke down, as a
         # further copy of an eigenvalue may lie outside the invariant subspace
         due = filled % _CHECK_EVERY == 0 and filled > max(k, kept) and float(coupling) > 0
-        return due and _ritz(T[:filled, :filled], coupling, k, which, tol)[2]
+        return due and _ritz(T[:filled, :filled], coupling, k, which, tol)[3]
 
     while True:
         while filled < size and not enough():
@@ -294,9 +305,10 @@ def _thick_restart(
             if on_step is not None:
                 seen = ThickRestart(basis[:, : filled + 1], T[:filled, :filled], coupling, restarts, products, kept)
                 on_step(seen)
-        values, vectors, settled = _ritz(T[:filled, :filled], coupling, k, which, tol)
+        values, vectors, residuals, settled = _ritz(T[:filled, :filled], coupling, k, which, tol)
         if settled or filled == n or products >= limit:
-            return basis[:, :filled] @ vectors[:, :k], settled or filled == n, restarts, products
+            converged = settled or filled == n
+            return EigenResult(values[:k], basis[:, :filled] @ vectors[:, :k], residuals, converged, restarts, products)
         # keep half of the room for Ritz vectors: enough to hold the unwanted neighbours back
         kept = min(max(k + (size - k) // 2, k), size - 1)
         basis[:, :kept] = basis[:, :filled] @ vectors[:, :kept]
@@ -306,12 +318,13 @@ def _thick_restart(
         filled, restarts = kept, restarts + 1
 
 
-def _ritz(T: Tensor, coupling: Tensor, k: int, which: Which, tol: float) -> tuple[Tensor, Tensor, bool]:
-    # Ritz values and the coefficients of their vectors, the preferred first, and whether the first k have converged
+def _ritz(T: Tensor, coupling: Tensor, k: int, which: Which, tol: float) -> tuple[Tensor, Tensor, Tensor, bool]:
+    # Ritz values and the coefficients of their vectors, the preferred first; residuals of the first k, and whether they
+    # have converged
     values, vectors = torch.linalg.eigh(T)
     order = values.abs().argsort(descending=True) if which == "LM" else values.argsort(descending=which == "LA")
     residuals = coupling * vectors[-1, order[:k]].abs()
-    return values[order], vectors[:, order], bool((residuals <= tol * values.abs().max()).all())
+    return values[order], vectors[:, order], residuals, bool((residuals <= tol * values.abs().max()).all())
 
 
 def _unseen(known: Tensor, generator: Generator | None) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 from hesse.errors import ArgumentError, NumericalError, ShapeError
 from hesse.linalg._arguments import at_least, single_operator, square_operator
 from hesse.linalg._random import gaussian_columns
+from hesse.linalg.memory import require_memory
 from hesse.linalg.operator import LinearOperator
 
 __all__ = ["BlockLanczos", "LanczosState", "Reorthogonalization", "block_lanczos", "lanczos", "tridiagonal"]
@@ -151,6 +152,8 @@ def lanczos(
     ArgumentError
         If the operator is not symmetric, ``num_steps < 1``, ``start`` and ``state`` both come, ``start`` has a zero
         column, the basis is refused but needed, or ``state`` has another ``reorthogonalize``.
+    MemoryLimitError
+        If N (M + 8) K numbers would not fit, M being all steps with those of ``state``, or 0 without a basis.
     NumericalError
         If a product has NaN or Inf.
 
@@ -166,7 +169,11 @@ def lanczos(
         raise ArgumentError(f"lanczos: reorthogonalize={reorthogonalize!r} needs the basis; leave keep_basis out")
     if state is None:
         keep = keep_basis if keep_basis is not None else reorthogonalize != "none"
-        run = _Run.begin(operator, start, reorthogonalize, keep, recurrence_dtype, generator)
+        size = min(num_steps, operator.shape[0]) if keep else 0
+        columns = start.shape[1] if start is not None and start.ndim == 2 else 1
+        work = _work_dtype(operator.dtype, recurrence_dtype)
+        require_memory("lanczos", operator, columns=max(columns, 1), size=size, recurrence_dtype=work)
+        run = _Run.begin(operator, start, reorthogonalize, keep, work, generator)
     else:
         if start is not None:
             raise ArgumentError("lanczos: start and state exclude each other; the state holds its own vectors")
@@ -174,6 +181,9 @@ def lanczos(
             raise ArgumentError(
                 f"lanczos: the state was made with reorthogonalize={state.reorthogonalize!r}, now {reorthogonalize!r}"
             )
+        size = 0 if state.basis is None else min(state.num_steps + num_steps, operator.shape[0])
+        columns = state.current.shape[1]
+        require_memory("lanczos", operator, columns=max(columns, 1), size=size, recurrence_dtype=state.current.dtype)
         run = _Run.resume(operator, state, generator)
     with torch.no_grad():
         run.reserve(num_steps)
@@ -216,6 +226,8 @@ def block_lanczos(
         If the operator is not square or a stack, or ``start`` does not fit it.
     ArgumentError
         If the operator is not symmetric, or ``num_steps < 1``.
+    MemoryLimitError
+        If N B (5 M + 4) numbers would not fit.
 
     Notes
     -----
@@ -232,12 +244,14 @@ def block_lanczos(
         raise ShapeError(f"block_lanczos: expected start of shape ({n}, b), 1 <= b <= {n}, got {tuple(start.shape)}")
     work = _work_dtype(operator.dtype, recurrence_dtype)
     width = start.shape[1]
+    num_steps = min(num_steps, n // width)
+    require_memory("block_lanczos", operator, columns=width, size=num_steps, recurrence_dtype=work)
     with torch.no_grad():
         block = torch.linalg.qr(start.to(work)).Q
         blocks: list[Tensor] = []
         T = torch.zeros(0, 0, dtype=work, device=operator.device)
         coupling = torch.zeros(width, width, dtype=work, device=operator.device)
-        for _ in range(min(num_steps, n // width)):
+        for _ in range(num_steps):
             images = operator.matmat(block.to(operator.dtype)).to(work)
             blocks.append(block)
             basis = torch.cat(blocks, dim=1)
@@ -294,6 +308,12 @@ def _work_dtype(operator_dtype: torch.dtype, recurrence_dtype: torch.dtype) -> t
     return recurrence_dtype.to_complex() if operator_dtype.is_complex else recurrence_dtype
 
 
+def _column_major(block: Tensor) -> Tensor:
+    # every vector in one stretch of memory, wherever it came from: sweeps are many times faster, and a vector read back
+    # from a file rounds as the one that was written
+    return block.mT.contiguous().mT
+
+
 class _Run:
     """The recurrence with its vectors, mutable while it runs; `LanczosState` is what leaves the module."""
 
@@ -320,11 +340,11 @@ class _Run:
         start: Tensor | None,
         reorthogonalize: Reorthogonalization,
         keep_basis: bool,
-        recurrence_dtype: torch.dtype,
+        work: torch.dtype,
         generator: Generator | None,
     ) -> "_Run":
         n = operator.shape[0]
-        run = cls(operator, _work_dtype(operator.dtype, recurrence_dtype), generator)
+        run = cls(operator, work, generator)
         if start is None:
             columns = gaussian_columns(n, 1, dtype=run.work, device=operator.device, generator=generator)
         else:
@@ -339,7 +359,7 @@ class _Run:
         if not bool((norms > 0).all()) or not bool(torch.isfinite(norms).all()):
             raise ArgumentError("lanczos: start has a column that is zero or not finite")
         run.start_norm = norms.double()
-        run.current = columns / norms
+        run.current = _column_major(columns / norms)
         run.previous = torch.zeros_like(run.current)
         run.reorthogonalize = reorthogonalize
         run.basis = run.current.new_empty(0, *run.current.shape) if keep_basis else None
@@ -357,7 +377,7 @@ class _Run:
         run = cls(operator, state.current.dtype, generator)
         run.start_norm = state.start_norm
         run.alpha, run.beta = list(state.alpha), list(state.beta)
-        run.previous, run.current = state.previous, state.current
+        run.previous, run.current = _column_major(state.previous), _column_major(state.current)
         run.basis = state.basis
         run.overlap = state.overlap
         run.reorthogonalize = state.reorthogonalize
@@ -370,7 +390,8 @@ class _Run:
             return
         filled = len(self.alpha)
         rows = min(filled + num_steps, max(self.operator.shape[0], filled))
-        grown = self.basis.new_empty(rows, *self.current.shape)
+        n, k = self.current.shape
+        grown = self.basis.new_empty(rows, k, n).mT  # as the vectors lie, so that a sweep reads them in one stretch
         grown[:filled] = self.basis[:filled]
         self.basis = grown
 
@@ -414,8 +435,7 @@ class _Run:
             fresh = torch.where(vanished, self._replacement(q), fresh)
             beta = torch.where(vanished, torch.zeros_like(beta), beta)
         self.beta.append(beta)
-        # row-major whatever the product returned: sums over a vector read back from a file then round alike
-        self.previous, self.current = q, fresh.contiguous()
+        self.previous, self.current = q, _column_major(fresh)
 
     def _size(self, alpha: Tensor) -> Tensor:
         # a lower bound of the norm of T that costs nothing
@@ -426,8 +446,11 @@ class _Run:
         if self.basis is None:
             return block
         known = self.basis[: len(self.alpha)]
-        inner = torch.einsum("mnk,nk->mk", known.conj(), block)
-        return block - torch.einsum("mnk,mk->nk", known, inner)
+        # one column at a time, as matrix-vector products: batched products of these strides copy the basis first
+        swept: list[Tensor] = []
+        for column, vectors in zip(block.unbind(1), known.unbind(2), strict=True):
+            swept.append(column - (vectors.conj() @ column) @ vectors)
+        return torch.stack(swept).mT
 
     def _sweep_if_needed(self, image: Tensor) -> Tensor:
         # Simon's recurrence for the overlaps of the next vector with all earlier ones; a sweep also cleans the

@@ -49,8 +49,8 @@ def lobpcg(
     start : Tensor, shape (N, K), optional
         First block. Default: Gaussian.
     tol : float, optional
-        A pair has converged when its residual is at most tol times the largest |Ritz value| seen. Default: 1e-8 for
-        float64 operators, 1e-5 otherwise.
+        A pair has converged when its residual is at most tol times the largest Ritz value in magnitude seen. Default:
+        1e-8 for float64 operators, 1e-5 otherwise.
     max_steps : int, default 500
         Steps at most.
     generator : torch.Generator, optional

@@ -25,8 +25,8 @@ def power_iteration(
 ) -> EigenResult:
     """Find the eigenvalue of largest magnitude by v ← A v / ‖A v‖, with the Rayleigh quotient λ = vᴴAv.
 
-    For a symmetric operator the error of λ is at most residual² / gap and the residual falls by |λ₂/λ₁| a step: enough
-    for step sizes and damping. `eigsh` needs far fewer products where digits matter, or the gap is small.
+    For a symmetric operator the error of λ is at most residual² / gap and the residual falls by ``|λ₂/λ₁|`` a step:
+    enough for step sizes and damping. `eigsh` needs far fewer products where digits matter, or the gap is small.
 
     Parameters
     ----------
@@ -35,8 +35,8 @@ def power_iteration(
     max_steps : int, default 100
         Products at most; 1 or more.
     tol : float, default 1e-3
-        Stop when ‖A v - λ v‖ <= tol · |λ|. For a symmetric A that is a relative error of λ of 1e-3 at most, usually
-        about 1e-6.
+        Stop when ``‖A v - λ v‖ <= tol · |λ|``. For a symmetric A that is a relative error of λ of 1e-3 at most,
+        usually about 1e-6.
     start : Tensor, shape (N,), optional
         First vector, for instance the eigenvector of a nearby operator. Default: Gaussian.
     generator : torch.Generator, optional

@@ -3,7 +3,7 @@
 Shapes: A is (N, N), symmetric; K probes; M Lanczos steps; G grid points.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +14,7 @@ from hesse.errors import ArgumentError, NumericalError, SingularError
 from hesse.linalg._arguments import at_least, single_operator, square_operator, wide_dtype
 from hesse.linalg._random import sign_columns
 from hesse.linalg.eigen.lanczos import LanczosState, Reorthogonalization, lanczos
+from hesse.linalg.memory import require_memory
 from hesse.linalg.operator import LinearOperator
 from hesse.linalg.traces import TraceEstimate
 
@@ -84,8 +85,8 @@ def slq(
         See `lanczos`; "none" needs O(N) memory a probe and gives the same quadrature to rounding, but for a few more
         steps.
     chunk_size : int, optional
-        Probes that run side by side, O(N M · chunk_size) memory with "full"; it does not change the numbers drawn.
-        Default: all.
+        Probes that run side by side, O(N M · chunk_size) memory with "full", beside O(N K) for all probes; it does not
+        change the numbers drawn. Default: all.
     generator : torch.Generator, optional
         Source of the signs. Default: torch's global generator.
 
@@ -100,6 +101,8 @@ def slq(
         If the operator is not square, or a stack.
     ArgumentError
         If the operator is not symmetric, ``num_probes < 2`` or ``num_steps < 1``.
+    MemoryLimitError
+        If N (M + 8) numbers in float64 for each of the probes that run side by side would not fit.
     NumericalError
         If f is not finite at a Ritz value with weight.
 
@@ -109,6 +112,7 @@ def slq(
     """
     operator = single_operator("slq", square_operator("slq", operator, symmetric=True))
     nodes, weights, _ = _quadrature("slq", operator, num_probes, num_steps, reorthogonalize, chunk_size, generator)
+    nodes, weights = _weighted_only(nodes, weights)
     samples = _apply(fn, nodes, weights) * operator.shape[0]
     return _estimate(samples, operator, num_probes * nodes.shape[1])
 
@@ -149,6 +153,8 @@ def logdet(
         If the operator is not square, or a stack with "slq".
     ArgumentError
         If the method is unknown, the operator is not symmetric, or ``num_probes < 2``.
+    MemoryLimitError
+        With "slq", if N (M + 8) K numbers in float64 would not fit.
     SingularError
         If A turns out not to be positive definite.
 
@@ -171,7 +177,9 @@ def logdet(
         raise ArgumentError(f"logdet: method must be slq, exact or cholesky, got {method!r}")
     operator = single_operator("logdet", operator)
     n = operator.shape[0]
-    nodes, weights, state = _quadrature("logdet", operator, num_probes, num_steps, "full", None, generator)
+    (state,) = _runs("logdet", operator, num_probes, num_steps, "full", None, generator)
+    ritz_values, ritz_weights, _ = state.ritz()
+    nodes, weights = _weighted_only(ritz_values, ritz_weights)
     if not float(nodes.min()) > 0:
         raise SingularError(
             f"logdet: {type(operator).__name__} is not positive definite, it has a Ritz value "
@@ -236,6 +244,8 @@ def spectral_density(
         If the operator is not square, or a stack.
     ArgumentError
         If the operator is not symmetric, or an argument is out of range.
+    MemoryLimitError
+        As in `slq`.
 
     References
     ----------
@@ -244,7 +254,7 @@ def spectral_density(
     """
     operator = single_operator("spectral_density", square_operator("spectral_density", operator, symmetric=True))
     check_smoothing("spectral_density", sigma, grid)
-    nodes, weights, residuals = _quadrature_with_residuals(
+    nodes, weights, residuals = _quadrature(
         "spectral_density", operator, num_probes, num_steps, reorthogonalize, chunk_size, generator
     )
     return density_of(nodes, weights, residuals, sigma=sigma, grid=grid)
@@ -335,7 +345,7 @@ def check_smoothing(call: str, sigma: float | Literal["auto"], grid: Tensor | in
         at_least(call, "grid", grid, 2)
 
 
-def _chunks(
+def _runs(
     call: str,
     operator: LinearOperator,
     num_probes: int,
@@ -343,19 +353,21 @@ def _chunks(
     reorthogonalize: Reorthogonalization,
     chunk_size: int | None,
     generator: Generator | None,
-) -> list[LanczosState]:
+) -> Iterator[LanczosState]:
     at_least(call, "num_probes", num_probes, 2)
     at_least(call, "num_steps", num_steps, 1)
-    size = chunk_size if chunk_size is not None else num_probes
-    at_least(call, "chunk_size", size, 1)
+    side_by_side = num_probes if chunk_size is None else min(chunk_size, num_probes)
+    at_least(call, "chunk_size", side_by_side, 1)
     n = operator.shape[0]
+    num_steps = min(num_steps, n)
+    kept = 0 if reorthogonalize == "none" else num_steps
+    waiting = -(-num_probes // side_by_side) - 1  # chunks of probes that are drawn and do not run
+    require_memory("slq", operator, columns=side_by_side, size=kept + waiting)
     work = torch.complex128 if operator.dtype.is_complex else torch.float64
     # all probes are drawn before the first run: a run may draw numbers of its own
     probes = sign_columns(n, num_probes, dtype=work, device=operator.device, generator=generator)
-    return [
-        lanczos(operator, min(num_steps, n), start=block, reorthogonalize=reorthogonalize, generator=generator)
-        for block in probes.split(size, dim=1)
-    ]
+    for block in probes.split(side_by_side, dim=1):
+        yield lanczos(operator, num_steps, start=block, reorthogonalize=reorthogonalize, generator=generator)
 
 
 def _quadrature(
@@ -366,26 +378,11 @@ def _quadrature(
     reorthogonalize: Reorthogonalization,
     chunk_size: int | None,
     generator: Generator | None,
-) -> tuple[Tensor, Tensor, LanczosState]:
-    states = _chunks(call, operator, num_probes, num_steps, reorthogonalize, chunk_size, generator)
-    rules = [state.ritz() for state in states]
-    nodes, weights = torch.cat([r[0] for r in rules]), torch.cat([r[1] for r in rules])
-    return *_weighted_only(nodes, weights), states[0]
-
-
-def _quadrature_with_residuals(
-    call: str,
-    operator: LinearOperator,
-    num_probes: int,
-    num_steps: int,
-    reorthogonalize: Reorthogonalization,
-    chunk_size: int | None,
-    generator: Generator | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    states = _chunks(call, operator, num_probes, num_steps, reorthogonalize, chunk_size, generator)
-    rules = [state.ritz() for state in states]
-    nodes, weights, residuals = (torch.cat([r[i] for r in rules]) for i in range(3))
-    return nodes, weights, residuals
+    # map holds on to no run, so that the basis of one is gone before the next begins
+    runs = _runs(call, operator, num_probes, num_steps, reorthogonalize, chunk_size, generator)
+    nodes, weights, residuals = zip(*map(LanczosState.ritz, runs), strict=True)
+    return torch.cat(nodes), torch.cat(weights), torch.cat(residuals)
 
 
 def _weighted_only(nodes: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -97,7 +97,8 @@ def gmres(
         validate=validate,
     )
     columns = system.b.numel() // max(operator.shape[0] * math.prod(operator.batch_shape), 1)  # of each matrix
-    require_memory("gmres", operator, columns=max(columns, 1), size=min(restart, limit_steps, operator.shape[0]))
+    kept = min(restart, limit_steps, operator.shape[0])
+    require_memory("gmres", operator, columns=max(columns, 1), size=kept, recurrence_dtype=system.b.dtype)
     precondition = system.precondition or (lambda block: block)
     scale = unit_scale(system.b)
     target = system.b / scale

@@ -48,7 +48,7 @@ def minres(
     x0 : Tensor, shape of b, optional
         Start. Default: zero, for which a singular system gets its solution of least norm; else the one nearest to x0.
     preconditioner : LinearOperator or callable, optional
-        Hermitian positive definite M ≈ |A|⁻¹.
+        Hermitian positive definite ``M ≈ |A|⁻¹``.
     shift : float, default 0.0
         Subtracted from the diagonal, as in SciPy.
     rtol : float, optional

@@ -51,8 +51,8 @@ def multishift_cg(
     Returns
     -------
     Solution
-        ``x`` of shape (s, *b.shape), ``residual`` and ``converged`` with s first; the residuals are explicit, at the
-        cost of one product a shift at the end.
+        ``x`` of shape ``(s, *b.shape)``, ``residual`` and ``converged`` with s first; the residuals are explicit, at
+        the cost of one product a shift at the end.
 
     Raises
     ------

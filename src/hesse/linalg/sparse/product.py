@@ -97,8 +97,8 @@ def spgemm(
         Compute (A B) ∘ M without forming A B: only M's places are summed. ``plus_times`` multiplies by M's values, the
         other semirings use its pattern.
     drop_tol : float, optional
-        Entries with |C_ij| <= drop_tol are never stored. Default: every place with a partial product is stored, sums
-        that come out as zero included (SciPy's own product leaves those out; 0.0 does so here).
+        Entries with ``|C_ij| <= drop_tol`` are never stored. Default: every place with a partial product is stored,
+        sums that come out as zero included (SciPy's own product leaves those out; 0.0 does so here).
     max_bytes : int, optional
         Most memory that C may take. Default: no limit.
     out : {"auto", "scipy", "torch", "operator"}, default "auto"
