@@ -92,9 +92,9 @@ $(VENV)/.stamp-docs: $(PINS) | $(VENV)/.stamp-test
 	@$(INSTALL) --group docs || $(OFFLINE)
 	@touch $@
 
-$(VENV)/.stamp-bench: $(PINS) | $(VENV)/.stamp-test
+$(VENV)/.stamp-bench: $(PINS) benchmarks/requirements/no-deps.txt | $(VENV)/.stamp-test
 	@$(INSTALL) --group bench || $(OFFLINE)
-	@$(INSTALL) --no-deps kronfluence==1.0.1 || $(OFFLINE)
+	@$(INSTALL) --no-deps --requirement benchmarks/requirements/no-deps.txt || $(OFFLINE)
 	@touch $@
 
 # A peer whose pins clash with ours: an environment of its own, without hesse; benchmarks/peers.py hands it arrays.
