@@ -1,6 +1,6 @@
-"""M-FAC: exactness, accuracy in float32, cost beside conjugate gradients, and the optimiser beside SGD and Adam.
+"""M-FAC: exactness, float32, cost beside conjugate gradients, one-shot pruning, and descent beside SGD and Adam.
 
-Oracles: dense linear algebra in float64, the algorithms as published, curvlinops' operator, torch.optim.
+Oracles: dense linear algebra in float64, the algorithms as published; curvlinops, torch.optim and torch.nn.utils.prune.
 """
 
 import time
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks._claims import Claim, ClaimFunction, Scale
+from benchmarks.compress._obs_one_shot import ARMS as PRUNERS
+from benchmarks.compress._obs_one_shot import accuracy, classifier, pruned
 from benchmarks.curvature._mfac_training import ARMS, auto_encoder, final_loss, pixels, train
 from benchmarks.curvature._published import (
     dynamic_coefficients,
@@ -262,6 +264,46 @@ def claim_memory(scale: Scale) -> Claim:
     return Claim("peak memory beside the gradients, in d m floats", ratio, 4.0, "lower", rows, full_only=True)
 
 
+def claim_one_shot_pruning(scale: Scale) -> list[Claim]:
+    """Digits classifier, five seeds: accuracy right after pruning to a fixed sparsity, without training.
+
+    The bars are for the method as published, R = 8; block 128 and the diagonal get the same gradients and rounds.
+    """
+    sparsities = scale(smoke=[0.8, 0.9], full=[0.7, 0.8, 0.9])
+    seeds = [scale.seed + i for i in range(scale(smoke=1, full=5))]
+    dense: list[float] = []
+    found: dict[str, dict[str, list[float]]] = {arm: {f"{s:g}": [] for s in sparsities} for arm in PRUNERS}
+    seconds: dict[str, float] = dict.fromkeys(PRUNERS, 0.0)
+    for seed in seeds:
+        model, data = classifier(seed, scale(smoke=5, full=40))
+        dense.append(accuracy(model, data))
+        for arm, row in found.items():
+            start = time.process_time()
+            for s in sparsities:
+                row[f"{s:g}"].append(pruned(arm, model, data, s, seed))
+            seconds[arm] += time.process_time() - start
+    means = {arm: {s: fmean(values) for s, values in row.items()} for arm, row in found.items()}
+    rows = {
+        "seeds": seeds,
+        "dense": dense,
+        "accuracy": found,
+        "means": {"dense": fmean(dense)} | means,
+        "CPU seconds": seconds,
+    }
+    ours = means["M-FAC, R = 8"]
+    lost = fmean(dense) - ours["0.8"]
+    over_magnitude = ours["0.9"] - means["magnitude"]["0.9"]
+    over_blocks = ours["0.9"] - means["block 128, R = 8"]["0.9"]
+    sweep = sum(seconds.values()) / 120
+    return [
+        Claim("one-shot pruning to 0.8: accuracy lost", lost, 0.03, "lower", rows, full_only=True),
+        Claim("one-shot pruning to 0.9: accuracy", ours["0.9"], 0.9, "higher", rows, full_only=True),
+        Claim("one-shot pruning to 0.9: accuracy over magnitude", over_magnitude, 0.35, "higher", rows, full_only=True),
+        Claim("one-shot pruning to 0.9: accuracy over block 128", over_blocks, 0.02, "higher", rows, full_only=True),
+        Claim("one-shot pruning: CPU time of all arms over two minutes", sweep, 1.0, "lower", seconds, full_only=True),
+    ]
+
+
 def claim_optimizer(scale: Scale) -> list[Claim]:
     """Digits auto-encoder at equal epochs, step lengths tuned on one seed and judged on three others."""
     data, epochs = pixels(), scale(smoke=1, full=30)
@@ -302,5 +344,6 @@ CLAIMS: list[ClaimFunction] = [
     claim_linear_time,
     claim_many_right_hand_sides,
     claim_memory,
+    claim_one_shot_pruning,
     claim_optimizer,
 ]
