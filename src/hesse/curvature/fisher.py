@@ -17,7 +17,7 @@ from hesse.curvature.ggn import GgnOperator, OutputHessian, cross_entropy_hessia
 from hesse.curvature.hessian import CurvatureOperator, Reduction
 from hesse.errors import ArgumentError, ShapeError
 
-__all__ = ["Likelihood", "bernoulli_hessian", "exact_fisher", "sampled_fisher"]
+__all__ = ["Likelihood", "bernoulli_hessian", "exact_fisher", "sampled_fisher", "sampled_score"]
 
 Likelihood = Literal["categorical", "bernoulli", "gaussian"]
 """Softmax over the last axis; a sigmoid of each output; unit variance around each output."""
@@ -145,7 +145,7 @@ class SampledFisher(GgnOperator):
             raise ShapeError("sampled_fisher: outputs_fn must return one row an example, (..., V), got a scalar")
         # one generator a batch, on the CPU: the labels depend on neither the device nor the batches before
         generator = Generator().manual_seed((self.seed + index * 0x9E3779B97F4A7C15) % 2**63)
-        scores = torch.stack([_sampled_score(outputs, self.likelihood, generator) for _ in range(self.num_samples)])
+        scores = torch.stack([sampled_score(outputs, self.likelihood, generator) for _ in range(self.num_samples)])
         return lambda tangent: (scores * (scores * tangent).sum(-1, keepdim=True)).mean(0)
 
 
@@ -234,8 +234,23 @@ def _check_likelihood(call: str, likelihood: str) -> None:
         raise ArgumentError(f"{call}: likelihood must be one of {', '.join(_HESSIANS)}; got {likelihood!r}")
 
 
-def _sampled_score(outputs: Tensor, likelihood: Likelihood, generator: Generator) -> Tensor:
-    # ∂(-log p(y | z))/∂z for one draw of y, shaped like z
+def sampled_score(outputs: Tensor, likelihood: Likelihood, generator: Generator) -> Tensor:
+    """∂(-log p(y | z))/∂z for one draw of y ~ p(y | z).
+
+    Parameters
+    ----------
+    outputs : Tensor, shape (..., V)
+        z; for "categorical" the last axis is the classes.
+    likelihood : {"categorical", "bernoulli", "gaussian"}
+        See `Likelihood`.
+    generator : torch.Generator
+        On the CPU: the same labels on every device.
+
+    Returns
+    -------
+    Tensor, shape (..., V)
+        Differentiable in the outputs, the draw held fixed.
+    """
     def on_device(drawn: Tensor) -> Tensor:
         return drawn.to(outputs.device)
 

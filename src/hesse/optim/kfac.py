@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT, StateDict
 
 from hesse.curvature import TrackedLayer, output_hessian_columns, select_layers
-from hesse.curvature.fisher import Likelihood, _sampled_score
+from hesse.curvature.fisher import Likelihood, sampled_score
 from hesse.errors import ArgumentError, ArgumentTypeError, NumericalError, ShapeError
 from hesse.optim._kfac_factors import Collector, average_in, eigenvalues, new_basis, precondition
 from hesse.optim._kfac_tap import LayerTap
@@ -411,7 +411,7 @@ def _scores(
         yield from output_hessian_columns(outputs, likelihood)
         return
     number = seed + step * 0x9E3779B97F4A7C15 + pass_number * 0xBF58476D1CE4E5B9
-    yield _sampled_score(outputs, likelihood, Generator().manual_seed(number % 2**63))
+    yield sampled_score(outputs, likelihood, Generator().manual_seed(number % 2**63))
 
 
 def _weight(layer: TrackedLayer) -> Tensor:
