@@ -1,0 +1,344 @@
+"""The gradient of Φ(x) = f(x, y*(x)), by implicit differentiation or through an unrolled inner loop.
+
+    ∇Φ = f_x - g_xy v,   g_yy v = f_y        all at y = y*(x)
+
+Shapes: N entries of x, M of y.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Generator, Tensor
+
+from hesse.bilevel.adjoint import inverse_norm, solve_adjoint
+from hesse.bilevel.counts import OracleCounts
+from hesse.bilevel.lower import solve_lower
+from hesse.bilevel.oracle import Oracle
+from hesse.bilevel.problem import BilevelProblem
+from hesse.bilevel.tree import Tree
+from hesse.errors import ArgumentError, ConvergenceError
+from hesse.linalg._arguments import at_least
+from hesse.linalg.solvers._block import Preconditioner
+
+__all__ = [
+    "HyperGradient",
+    "HypergradientMethod",
+    "hypergradient",
+    "unroll",
+    "unrolled_hypergradient",
+]
+
+HypergradientMethod = Literal["cg", "minres", "neumann", "nystrom", "dense", "inverse", "unroll"]
+_METHODS = ("cg", "minres", "neumann", "nystrom", "dense", "inverse", "unroll")
+_APPROXIMATE = ("nystrom", "inverse", "unroll")
+
+
+@dataclass(frozen=True, slots=True)
+class HyperGradient:
+    """A hypergradient, and the two residuals its error is bounded by.
+
+    ‖grad - ∇Φ‖ <= C · lower_residual / μ + ‖g_xy‖ · residual / μ, with μ the smallest eigenvalue of g_yy and C a
+    constant of the losses: the larger of the two residuals says what to work on.
+
+    Attributes
+    ----------
+    grad : pytree of Tensor
+        Shaped like x.
+    y : pytree of Tensor
+        Where it was taken.
+    adjoint : pytree of Tensor or None
+        v, shaped like y; None for "unroll", which has none.
+    residual : float
+        ‖g_yy v - f_y‖, without the damping; NaN for "unroll".
+    lower_residual : float
+        ‖g_y(x, y)‖.
+    converged : bool
+        Whether the linear system, damping included, and the lower level (where it was solved here) met their
+        tolerances.
+    approximate : bool
+        Whether the method has an error of its own that no tolerance governs: the rank of "nystrom", the given inverse
+        of "inverse", the finite number of steps of "unroll", or a damping.
+    method : str
+        Which one ran.
+    num_steps : int
+        Of the linear solver, or unrolled steps.
+    counts : OracleCounts
+        What it cost.
+    """
+
+    grad: Tree
+    y: Tree
+    adjoint: Tree | None
+    residual: float
+    lower_residual: float
+    converged: bool
+    approximate: bool
+    method: str
+    num_steps: int
+    counts: OracleCounts
+
+    def require(self) -> "HyperGradient":
+        """Return the hypergradient if it converged, else raise.
+
+        Returns
+        -------
+        HyperGradient
+            Itself.
+
+        Raises
+        ------
+        ConvergenceError
+            Naming both residuals and the remedy.
+        """
+        if self.converged:
+            return self
+        raise ConvergenceError(
+            f"hypergradient: {self.method} stopped after {self.num_steps} steps with residual {self.residual:.2e} and "
+            f"lower gradient {self.lower_residual:.2e}; raise max_steps, loosen rtol or lower_tol, or pass a "
+            "preconditioner"
+        )
+
+
+def hypergradient(
+    problem: BilevelProblem,
+    x: Tree,
+    y: Tree | None = None,
+    *,
+    method: HypergradientMethod = "cg",
+    rtol: float = 1e-8,
+    max_steps: int = 200,
+    damping: float = 0.0,
+    rank: int | None = None,
+    step_size: float | None = None,
+    preconditioner: Preconditioner | None = None,
+    v0: Tree | None = None,
+    lower_tol: float = 1e-10,
+    upper_batch: Any = None,
+    lower_batch: Any = None,
+    generator: Generator | None = None,
+) -> HyperGradient:
+    """Compute ∇Φ(x).
+
+    Parameters
+    ----------
+    problem : BilevelProblem
+        The losses.
+    x : pytree of Tensor
+        Upper variable.
+    y : pytree of Tensor, optional
+        Lower variable, taken as the solution; for "unroll" the start of the inner loop. Default: the lower level is
+        solved from ``problem.y0`` to ``lower_tol`` (for "unroll": ``problem.y0`` itself).
+    method : {"cg", "minres", "neumann", "nystrom", "dense", "inverse", "unroll"}, default "cg"
+        How v comes about. "cg": g_yy positive definite. "minres": indefinite or singular g_yy; of all solutions the one
+        of least norm. "neumann": v ← v - a (g_yy v - f_y). "nystrom": (damping · I + a rank-``rank`` sketch)⁻¹ f_y.
+        "dense": by factorisation, M products, the oracle. "inverse": ``preconditioner`` applied once, as with K-FAC or
+        EK-FAC factors; approximate. "unroll": no v, see `unrolled_hypergradient`.
+    rtol : float, default 1e-8
+        Of the linear system: ‖g_yy v - f_y‖ <= rtol ‖f_y‖, for "cg", "minres" and "neumann".
+    max_steps : int, default 200
+        Of the linear solver; the number of inner steps for "unroll".
+    damping : float, default 0.0
+        Added to the diagonal of g_yy, which biases the answer; > 0 for "nystrom".
+    rank : int, optional
+        Of the sketch of "nystrom". Default: min(M, 50).
+    step_size : float, optional
+        a of "neumann" and "unroll", at most 1 / ‖g_yy‖. Default: its inverse by power iteration.
+    preconditioner : LinearOperator or callable, optional
+        M ≈ g_yy⁻¹ on flat blocks (M, k), for "cg", "minres" and "inverse".
+    v0 : pytree of Tensor, optional
+        Start of "cg", "minres" and "neumann", as ``adjoint`` of the last call. Default: zero.
+    lower_tol : float, default 1e-10
+        ‖g_y‖ at which the lower level counts as solved, where it is solved here.
+    upper_batch, lower_batch : object, optional
+        Batches. Default: all data.
+    generator : torch.Generator, optional
+        For the sketch and power iteration. Default: torch's global generator.
+
+    Returns
+    -------
+    HyperGradient
+        Failure to converge is a value in it: see `HyperGradient.require`.
+
+    Raises
+    ------
+    ArgumentError
+        If an option is out of range or contradicts the method, or the lower loss does not depend on y.
+    ShapeError
+        If x, y or v0 is shaped otherwise than the problem's variables.
+    NumericalError
+        If "cg" meets negative curvature; the message names the Rayleigh quotient.
+
+    Notes
+    -----
+    A step of "cg" is one backward through the recorded graph of g_y. Memory is that graph, once.
+
+    References
+    ----------
+    F. Pedregosa (2016), ICML, arXiv 1602.02355; J. Lorraine, P. Vicol, D. Duvenaud (2020), AISTATS, arXiv 1911.02590,
+    for "neumann"; R. Hataya, M. Yamada (2023), AISTATS, arXiv 2302.09726, for "nystrom".
+    """
+    if method not in _METHODS:
+        raise ArgumentError(f"hypergradient: method must be one of {', '.join(_METHODS)}; got {method!r}")
+    if method == "unroll":
+        return unrolled_hypergradient(
+            problem, x, y, num_steps=max_steps, step_size=step_size, upper_batch=upper_batch, lower_batch=lower_batch
+        )
+    oracle = Oracle(problem)
+    flat_x, solved = problem.x_layout.flatten(x), True
+    if y is None:
+        start = problem.y_layout.flatten(problem.y0)
+        lower = solve_lower(oracle, flat_x, start, tol=lower_tol, batch=lower_batch)
+        flat_y, solved = lower.y, lower.converged
+    else:
+        flat_y = problem.y_layout.flatten(y)
+    upper_x, upper_y = oracle.upper_gradients(flat_x, flat_y, upper_batch)
+    adjoint = solve_adjoint(
+        oracle,
+        flat_x,
+        flat_y,
+        upper_y,
+        method=method,
+        rtol=rtol,
+        max_steps=max_steps,
+        damping=damping,
+        rank=rank,
+        step_size=step_size,
+        preconditioner=preconditioner,
+        v0=None if v0 is None else problem.y_layout.flatten(v0),
+        batch=lower_batch,
+        generator=generator,
+    )
+    products = oracle.joint(flat_x, flat_y, adjoint.v, lower_batch)
+    return HyperGradient(
+        grad=problem.x_layout.unflatten(upper_x - products.jacobian_product),
+        y=problem.y_layout.unflatten(flat_y),
+        adjoint=problem.y_layout.unflatten(adjoint.v),
+        residual=float((products.hessian_product - upper_y).norm()),
+        lower_residual=float(products.lower_gradient.norm()),
+        converged=adjoint.converged and solved,
+        approximate=method in _APPROXIMATE or damping > 0,
+        method=method,
+        num_steps=adjoint.num_steps,
+        counts=oracle.counts,
+    )
+
+
+def unrolled_hypergradient(
+    problem: BilevelProblem,
+    x: Tree,
+    y: Tree | None = None,
+    *,
+    num_steps: int,
+    step_size: float | None = None,
+    truncation: int | None = None,
+    upper_batch: Any = None,
+    lower_batch: Any = None,
+    generator: Generator | None = None,
+) -> HyperGradient:
+    """Differentiate f(x, y_K) through y_{k+1} = y_k - a g_y(x, y_k), in reverse.
+
+    λ_K = f_y,   λ_k = λ_{k+1} - a g_yy λ_{k+1},   grad = f_x - a Σ_k g_xy λ_{k+1}    at (x, y_k)
+
+    Parameters
+    ----------
+    problem : BilevelProblem
+        The losses.
+    x : pytree of Tensor
+        Upper variable.
+    y : pytree of Tensor, optional
+        Start of the inner loop, held fixed. Default: ``problem.y0``.
+    num_steps : int
+        K >= 1.
+    step_size : float, optional
+        a > 0, below 2 / ‖g_yy‖. Default: 1 / ‖g_yy‖ at the start, by power iteration.
+    truncation : int, optional
+        Go back through the last so many steps only. Default: all.
+    upper_batch, lower_batch : object, optional
+        Batches; one lower batch for all steps. Default: all data.
+    generator : torch.Generator, optional
+        For power iteration. Default: torch's global generator.
+
+    Returns
+    -------
+    HyperGradient
+        Exact for f(x, y_K(x)); as an estimate of ∇Φ its error falls as (1 - a μ)^K.
+
+    Raises
+    ------
+    ArgumentError
+        If ``num_steps`` or ``truncation`` is below 1, or ``step_size`` is not positive.
+
+    Notes
+    -----
+    One gradient a step forwards and one double backward a step backwards. What is kept are the iterates, K M numbers;
+    the graph of a step is rebuilt on the way back, so that memory does not grow with the size of the graph times K.
+
+    References
+    ----------
+    D. Maclaurin, D. Duvenaud, R. P. Adams (2015), ICML, arXiv 1502.03492; A. Shaban, C.-A. Cheng, N. Hatch, B. Boots
+    (2019), AISTATS, arXiv 1810.10667, for truncation.
+    """
+    at_least("unrolled_hypergradient", "num_steps", num_steps, 1)
+    if truncation is not None:
+        at_least("unrolled_hypergradient", "truncation", truncation, 1)
+    oracle = Oracle(problem)
+    flat_x = problem.x_layout.flatten(x)
+    flat_y = problem.y_layout.flatten(problem.y0 if y is None else y)
+    if step_size is None:
+        step_size = inverse_norm(oracle.lower_hessian(flat_x, flat_y, lower_batch), generator)
+    elif not step_size > 0:
+        raise ArgumentError(f"unrolled_hypergradient: expected step_size > 0, got {step_size}")
+    grad, last = unroll(oracle, flat_x, flat_y, num_steps, step_size, truncation, upper_batch, lower_batch)
+    return HyperGradient(
+        grad=problem.x_layout.unflatten(grad),
+        y=problem.y_layout.unflatten(last),
+        adjoint=None,
+        residual=float("nan"),
+        lower_residual=float(oracle.lower_gradient(flat_x, last, lower_batch).norm()),
+        converged=bool(torch.isfinite(grad).all()),
+        approximate=True,
+        method="unroll",
+        num_steps=num_steps,
+        counts=oracle.counts,
+    )
+
+
+def unroll(
+    oracle: Oracle,
+    x: Tensor,
+    y: Tensor,
+    num_steps: int,
+    step_size: float,
+    truncation: int | None = None,
+    upper_batch: Any = None,
+    lower_batch: Any = None,
+) -> tuple[Tensor, Tensor]:
+    """Do the work of `unrolled_hypergradient` on flat vectors.
+
+    Parameters
+    ----------
+    oracle : Oracle
+        Counts the derivatives.
+    x : Tensor, shape (N,)
+        Upper variable.
+    y : Tensor, shape (M,)
+        Start of the inner loop.
+    num_steps, step_size, truncation, upper_batch, lower_batch
+        See `unrolled_hypergradient`.
+
+    Returns
+    -------
+    grad, y : Tensor, shapes (N,) and (M,)
+        The gradient and y_K.
+    """
+    iterates = []
+    for _ in range(num_steps):
+        iterates.append(y)
+        y = y - step_size * oracle.lower_gradient(x, y, lower_batch)
+    grad, cotangent = oracle.upper_gradients(x, y, upper_batch)
+    for earlier in reversed(iterates if truncation is None else iterates[-truncation:]):
+        products = oracle.joint(x, earlier, cotangent, lower_batch)
+        grad = grad - step_size * products.jacobian_product
+        cotangent = cotangent - step_size * products.hessian_product
+    return grad, y
