@@ -50,6 +50,19 @@ class Method:
 
 METHODS: tuple[Method, ...] = (
     Method(
+        slug="bilevel_core",
+        family="bilevel",
+        title="Hypergradients by implicit and iterative differentiation, and the standard bilevel solvers",
+        papers=(
+            Paper("Pedregosa", 2016, "1602.02355"),
+            Paper("Lorraine, Vicol, Duvenaud", 2020, "1911.02590"),
+            Paper("Dagréou, Ablin, Vaiter, Moreau", 2022, "2201.13409"),
+        ),
+        import_path="hesse.bilevel.hypergradient",
+        claim="exact on closed-form problems, and faster than torchopt at the same residual",
+        status="beta",
+    ),
+    Method(
         slug="curvature_core",
         family="curvature",
         title="Hessian, Gauss-Newton and Fisher operators over a loader, and their spectra",
@@ -72,6 +85,18 @@ METHODS: tuple[Method, ...] = (
         status="beta",
     ),
     Method(
+        slug="hawq_v2",
+        family="compress",
+        title="Bits for every layer by its average Hessian trace, with quantisation to measure and train by",
+        papers=(
+            Paper("Dong, Yao, Cai, Arfeen, Gholami, Mahoney, Keutzer", 2020, "1911.03852"),
+            Paper("Meyer, Musco, Musco, Woodruff", 2021, "2010.09649"),
+        ),
+        import_path="hesse.compress.HAWQ",
+        claim="traces of all layers far faster than one at a time; the exact best plan for a size, and how good it is",
+        status="beta",
+    ),
+    Method(
         slug="hessian_alignment",
         family="curvature",
         title="Domain generalisation by heads whose gradients and Hessians agree",
@@ -82,6 +107,15 @@ METHODS: tuple[Method, ...] = (
         ),
         import_path="hesse.curvature.HessianAlignmentLoss",
         claim="equals dense autograd, faster than probes; drops a misleading colour where noise is not learnt by heart",
+        status="beta",
+    ),
+    Method(
+        slug="hesso",
+        family="compress",
+        title="Groups of channels and heads faded out while training, and cut out exactly",
+        papers=(Paper("Chen et al.", 2024, "2409.09085"),),
+        import_path="hesse.compress.HESSO",
+        claim="the cut network's outputs equal the zeroed one's; as accurate as torch-pruning where most channels go",
         status="beta",
     ),
     Method(
@@ -129,7 +163,8 @@ METHODS: tuple[Method, ...] = (
         title="Exact products with the inverse empirical Fisher matrix of m gradients, and M-FAC descent",
         papers=(Paper("Frantar, Kurtic, Alistarh", 2021, "2107.03356"),),
         import_path="hesse.curvature.MFACInverse",
-        claim="keeps all digits in float32 at small damping; many right-hand sides far faster than conjugate gradients",
+        claim="keeps all digits in float32 at small damping; solves far faster than conjugate gradients; prunes to "
+        "a tenth in one shot where magnitude collapses",
         status="beta",
     ),
     Method(

@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 
 from hesse.linalg.layout import ParameterLayout
 
-__all__ = ["gradient_map", "join_columns", "leaves_of", "pull_once", "push_once", "split_columns"]
+__all__ = ["gradient_map", "join_columns", "leaves_of", "pull_once", "push_gradient", "push_once", "split_columns"]
 
 Block = list[Tensor]
 """One tensor (K, *shape) for each of several tensors of that shape."""
@@ -116,6 +116,33 @@ def pull_once(
     if not outputs.requires_grad:
         return tuple(torch.zeros_like(leaf) for leaf in leaves)
     return torch.autograd.grad(outputs, leaves, cotangent, allow_unused=True, materialize_grads=True)
+
+
+def push_gradient(
+    function: Callable[[tuple[Tensor, ...]], Tensor], values: Sequence[Tensor], tangents: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    """Compute H t in forward mode over one backward pass whose graph is freed as it goes.
+
+    Parameters
+    ----------
+    function : callable
+        A scalar of the values.
+    values, tangents : sequence of Tensor
+        Where, and in which direction.
+
+    Returns
+    -------
+    tuple of Tensor
+        The derivative of each gradient along the tangents, without a graph.
+    """
+
+    def gradient(at: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        value, pull = torch.func.vjp(function, at)[:2]
+        # not torch.func.grad, which records the backward pass too and so keeps all of it
+        return pull(torch.ones_like(value), retain_graph=False, create_graph=False)[0]
+
+    with torch.no_grad():
+        return torch.func.jvp(gradient, (tuple(value.detach() for value in values),), (tangents,))[1]
 
 
 def split_columns(layout: ParameterLayout, columns: Tensor) -> Block:

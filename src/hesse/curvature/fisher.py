@@ -251,6 +251,7 @@ def sampled_score(outputs: Tensor, likelihood: Likelihood, generator: Generator)
     Tensor, shape (..., V)
         Differentiable in the outputs, the draw held fixed.
     """
+
     def on_device(drawn: Tensor) -> Tensor:
         return drawn.to(outputs.device)
 
