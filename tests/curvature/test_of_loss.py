@@ -88,8 +88,9 @@ def test_torchs_regression_losses(loss, matrix):
 
     flat = torch.cat([model.weight.detach().flatten(), model.bias.detach()])
     wanted = torch.autograd.functional.hessian(of_vector, flat)
-    operator = loss_curvature(of_batch, model, (x, y), matrix=matrix)
     columns = torch.eye(8, dtype=F64)
-    torch.testing.assert_close((operator @ columns).detach(), wanted, rtol=1e-10, atol=1e-12)
-    with torch.no_grad():
-        torch.testing.assert_close(operator @ columns, wanted, rtol=1e-10, atol=1e-12)
+    for block_size in (1, 16):
+        operator = loss_curvature(of_batch, model, (x, y), matrix=matrix, block_size=block_size)
+        torch.testing.assert_close((operator @ columns).detach(), wanted, rtol=1e-10, atol=1e-12)
+        with torch.no_grad():
+            torch.testing.assert_close(operator @ columns, wanted, rtol=1e-10, atol=1e-12)

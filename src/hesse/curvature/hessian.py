@@ -265,6 +265,8 @@ class CurvatureOperator(LinearOperator):
 
 
 class _Hessian(CurvatureOperator):
+    _has_forward_mode = True  # until torch says that an operation's backward pass has no forward-mode derivative
+
     def _product(self, function: Callable[[Values], Tensor], batch: Any, index: int) -> Column:
         gradient, values = torch.func.grad(_scalar(function)), self.tensors_in_order
         # the matrix is symmetric, so its transpose, a reverse-mode product, does: in forward mode torch cannot
@@ -281,9 +283,17 @@ class _Hessian(CurvatureOperator):
         return lambda columns, last: join_columns(pull(split_columns(self.layout, columns), last))
 
     def _numbers(self, function: Callable[[Values], Tensor], batch: Any, index: int, columns: Tensor) -> Tensor:
-        if self.block_size > 1:
-            recorded = self._recorded(function, leaves_of(self.tensors_in_order), batch, index)
-            return self._through(recorded, columns, keep=False)
+        if self.block_size == 1 and self._has_forward_mode:
+            try:
+                return self._pushed(function, columns)
+            except RuntimeError as error:
+                if not (isinstance(error, NotImplementedError) or "ZeroTensor" in str(error)):
+                    raise
+                self._has_forward_mode = False  # squared error and Huber's among others: the numbers are the same
+        recorded = self._recorded(function, leaves_of(self.tensors_in_order), batch, index)
+        return self._through(recorded, columns, keep=False)
+
+    def _pushed(self, function: Callable[[Values], Tensor], columns: Tensor) -> Tensor:
         images = [push_gradient(_scalar(function), self.tensors_in_order, split(self.layout, c)) for c in columns]
         return torch.stack([join(image) for image in images])
 
@@ -340,8 +350,8 @@ def hessian(
     A product costs about three gradients a column and batch, two for further columns or with ``keep_graph``, in the
     memory of three backward passes and that of two more for each further column of a block. ``block_size=1`` takes a
     tenth less memory and a third more time. Call it under `torch.no_grad`, as every solver here does, unless the
-    product is to be differentiated, which records a graph of third derivatives. That and ``block_size=1`` without
-    ``keep_graph`` need forward-mode derivatives of the model's operations; all else uses reverse mode alone.
+    product is to be differentiated, which records a graph of third derivatives. ``block_size=1`` takes forward mode;
+    where torch has no such derivative, as of squared error, it takes reverse mode and the memory of larger blocks.
 
     Examples
     --------

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hesse.compress.hawq import SensitivityTable, allocate_bits, candidate_plans, pareto_frontier
+from hesse.compress.hawq import SensitivityTable, allocate_bits, candidate_plans, floor_plans, pareto_frontier
 from hesse.errors import ArgumentError
 
 
@@ -164,6 +164,23 @@ def test_candidates_are_the_best_plans_with_one_choice_held():
     assert found == held | {(1, 1, 1, 1)}
     assert plans[0].omega == allocate_bits(table, budget).omega
     assert len(candidate_plans(table, budget, num_plans=3)) == 3
+
+
+def test_floors_are_the_best_plans_above_them():
+    """Oracle: brute force over plans without the narrower widths; at a budget of 4 bits the last is 4 for all."""
+    table = random_table(10, layers=4, bits=(2, 3, 4, 8))
+    budget, rows = 4.0 * table.numel.sum(), range(4)
+    plans = floor_plans(table, budget)
+    wanted = [
+        min(
+            (table.omega[rows, c].sum(), c)
+            for c in product(range(floor, 4), repeat=4)
+            if table.costs["size"][rows, c].sum() <= budget
+        )
+        for floor in range(3)
+    ]
+    assert {tuple(table.options.index(b) for b in plan.weights.values()) for plan in plans} == {c for _, c in wanted}
+    assert set(plans[-1].weights.values()) == {4}
 
 
 def test_bad_input_is_refused():

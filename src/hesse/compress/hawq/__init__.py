@@ -2,7 +2,15 @@
 
 from hesse.compress.hawq.activation_sensitivity import activation_table, joint_table
 from hesse.compress.hawq.activation_traces import activation_traces
-from hesse.compress.hawq.allocation import ParetoFrontier, Solver, allocate_bits, candidate_plans, pareto_frontier
+from hesse.compress.hawq.allocation import (
+    ParetoFrontier,
+    Solver,
+    allocate_bits,
+    candidate_plans,
+    floor_plans,
+    pareto_frontier,
+)
+from hesse.compress.hawq.fisher_sensitivity import fisher_table
 from hesse.compress.hawq.layers import QuantizableWeight, count_macs, quantizable_weights
 from hesse.compress.hawq.packing import pack_integers, unpack_integers
 from hesse.compress.hawq.plan import BitPlan, PlanComparison, uniform_plan
@@ -39,6 +47,8 @@ __all__ = [
     "candidate_plans",
     "count_macs",
     "fine_tune",
+    "fisher_table",
+    "floor_plans",
     "fold_batch_norms",
     "joint_table",
     "layer_traces",

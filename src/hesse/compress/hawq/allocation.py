@@ -28,7 +28,7 @@ from hesse.compress.hawq.sensitivity import SensitivityTable
 from hesse.errors import ArgumentError
 from hesse.linalg._arguments import at_least
 
-__all__ = ["ParetoFrontier", "Solver", "allocate_bits", "candidate_plans", "pareto_frontier"]
+__all__ = ["ParetoFrontier", "Solver", "allocate_bits", "candidate_plans", "floor_plans", "pareto_frontier"]
 
 Solver = Literal["auto", "exact", "lagrangian", "milp", "ordered"]
 _AVERAGE = "average_bits"
@@ -262,6 +262,54 @@ def candidate_plans(
         if _key(uniform) not in {_key(plan) for plan in ranked} and num_plans > 1:
             ranked = [*ranked[: num_plans - 1], uniform]
     return ranked
+
+
+def floor_plans(
+    table: SensitivityTable,
+    budget: float,
+    *,
+    constraint: str = "size",
+    ties: Iterable[Iterable[str]] = (),
+) -> list[BitPlan]:
+    """List the best plans with no width below a floor, for every floor that the budget allows.
+
+    Fewer and coarser candidates than `candidate_plans`, for models of hundreds of layers: what the quadratic model gets
+    wrong is the harm of few bits. The highest floor is one width for all, where the budget is one.
+
+    Parameters
+    ----------
+    table : SensitivityTable
+        Ω and costs; its options are widths of weights or of inputs, not pairs.
+    budget : float
+        In the units of the constraint.
+    constraint : str, default "size"
+        As in `allocate_bits`.
+    ties : iterable of groups of names
+        As in `allocate_bits`.
+
+    Returns
+    -------
+    list of BitPlan
+        Different ones, by rising floor.
+
+    Raises
+    ------
+    ArgumentError
+        If nothing fits the budget, or the table pairs weights and inputs.
+    """
+    if table.kind == "joint":
+        raise ArgumentError("floor_plans: pairs of widths have no order; pass a table of weights or of inputs")
+    tied = [list(tie) for tie in ties]
+    first = allocate_bits(table, budget, constraint=constraint, ties=tied)
+    found = {_key(first): first}
+    groups = _groups(table, tied)
+    rows = _rows(table, constraint, groups)
+    for j in range(1, len(table.options)):
+        floored = [row.at_least(j) for row in rows]
+        if sum(float(row.cost.min()) for row in floored) <= budget * (1 + SLACK):
+            plan = _frontier(table, constraint, groups, pareto_sums(floored, _MAX_POINTS)[0]).best(budget)
+            found.setdefault(_key(plan), plan)
+    return list(found.values())
 
 
 def _key(plan: BitPlan) -> tuple[int, ...]:

@@ -30,7 +30,9 @@ __all__ = [
     "check_widths",
     "clipped_average",
     "quadratic_table",
+    "rounding_error",
     "sensitivity_table",
+    "with_weight_costs",
 ]
 
 Bits = int | tuple[int, int]
@@ -208,7 +210,7 @@ def sensitivity_table(
     numel = np.array([w.numel for w, _ in weights], dtype=np.int64)
     table = SensitivityTable("weight", traces.names, widths, numel, average[:, None] * error, error, average)
     _warn_of_gradient(call, table, traces)
-    return _with_weight_costs(table, macs, activation_bits)
+    return with_weight_costs(table, macs, activation_bits)
 
 
 def quadratic_table(
@@ -266,14 +268,14 @@ def quadratic_table(
     error, omega = np.zeros((len(names), len(widths))), np.zeros((len(names), len(widths)))
     with torch.no_grad():
         for i, (weight, parameter) in enumerate(weights):
-            deltas = torch.stack([_delta(parameter, weight, b, quantizer).reshape(-1) for b in widths], dim=1)
+            deltas = torch.stack([rounding_error(parameter, weight, b, quantizer).reshape(-1) for b in widths], dim=1)
             products = operator.block([weight.name]).matmat(deltas)
             omega[i] = (deltas.double() * products.double()).sum(0).clamp_min(0).cpu().numpy()
             error[i] = deltas.double().square().sum(0).cpu().numpy()
     numel = np.array([w.numel for w, _ in weights], dtype=np.int64)
     average = np.divide(omega[:, 0], error[:, 0], out=np.zeros(len(names)), where=error[:, 0] > 0)
     table = SensitivityTable("weight", tuple(names), widths, numel, omega, error, average)
-    return _with_weight_costs(table, macs, activation_bits)
+    return with_weight_costs(table, macs, activation_bits)
 
 
 def check_widths(call: str, bits: Sequence[int]) -> tuple[int, ...]:
@@ -313,7 +315,27 @@ def _weights_of(call: str, module: nn.Module, names: Sequence[str]) -> list[tupl
     return [(known[name], parameters[name]) for name in names]
 
 
-def _delta(parameter: Tensor, weight: QuantizableWeight, bits: int, quantizer: UniformQuantizer | None) -> Tensor:
+def rounding_error(
+    parameter: Tensor, weight: QuantizableWeight, bits: int, quantizer: UniformQuantizer | None
+) -> Tensor:
+    """Compute Q(W; b) - W.
+
+    Parameters
+    ----------
+    parameter : Tensor
+        W.
+    weight : QuantizableWeight
+        What it is.
+    bits : int
+        b.
+    quantizer : UniformQuantizer, optional
+        The rule. Default: ``UniformQuantizer()``.
+
+    Returns
+    -------
+    Tensor
+        Shaped like W.
+    """
     grid = (quantizer or UniformQuantizer()).with_bits(bits).grid(parameter, axis=weight.channel_axis)
     return grid.round_trip(parameter.detach()) - parameter.detach()
 
@@ -321,7 +343,7 @@ def _delta(parameter: Tensor, weight: QuantizableWeight, bits: int, quantizer: U
 def _squared_error(
     parameter: Tensor, weight: QuantizableWeight, bits: int, quantizer: UniformQuantizer | None
 ) -> float:
-    return float(_delta(parameter, weight, bits, quantizer).double().square().sum())
+    return float(rounding_error(parameter, weight, bits, quantizer).double().square().sum())
 
 
 def clipped_average(call: str, traces: LayerTraces) -> NDArray[np.float64]:
@@ -361,9 +383,30 @@ def _warn_of_gradient(call: str, table: SensitivityTable, traces: LayerTraces) -
         )
 
 
-def _with_weight_costs(
+def with_weight_costs(
     table: SensitivityTable, macs: Mapping[str, int] | None, activation_bits: int
 ) -> SensitivityTable:
+    """Add "size", and "bitops" where multiplications are known.
+
+    Parameters
+    ----------
+    table : SensitivityTable
+        Of weights.
+    macs : mapping of str to int, optional
+        From `count_macs`.
+    activation_bits : int
+        Of the other factor.
+
+    Returns
+    -------
+    SensitivityTable
+        A copy.
+
+    Raises
+    ------
+    ArgumentError
+        If ``macs`` leaves a weight out, or the width is out of range.
+    """
     widths = np.array(table.options, dtype=np.float64)
     found = table.with_cost("size", table.numel[:, None] * widths)
     if macs is None:
