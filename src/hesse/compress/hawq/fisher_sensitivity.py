@@ -50,8 +50,9 @@ def fisher_table(
     """Weight the squared error of every entry by its own curvature, instead of all by their average.
 
     Labels are drawn from the model, independently at every position, so that gradients of different positions have no
-    correlation: the square of a *batch's* gradient is an unbiased sample of the sum of their squares. In language models,
-    whose layers see a few inputs of far larger size than the rest, entries differ in curvature by orders of magnitude.
+    correlation: the square of a *batch's* gradient is an unbiased sample of the sum of their squares. In language
+    models, whose layers see a few inputs of far larger size than the rest, entries differ in curvature by orders of
+    magnitude.
 
     Parameters
     ----------
@@ -93,6 +94,8 @@ def fisher_table(
     Notes
     -----
     A forward and ``num_draws`` backward passes over the data, P numbers of memory. Off-diagonal curvature is left out.
+    A model that is certain of nearly all its labels hardly ever draws another, and the estimate then hangs on rare draws:
+    take `layer_traces` or `quadratic_table` there.
     """
     call = "fisher_table"
     at_least(call, "num_draws", num_draws, 1)
