@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 PINS := pyproject.toml constraints.txt
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 OFFLINE = { echo "hesse: pip could not install (see its last lines above): check the network or proxy, then run 'make $(MAKECMDGOALS)' again" >&2; exit 1; }
-PEERS := bergson deepinv quanda
+PEERS := bergson deepinv quanda torchao
 SOURCES := src tests benchmarks tools docs
 
 help:  ## say what each target does

@@ -13,8 +13,11 @@ from benchmarks._claims import Claim, Scale
 from benchmarks.data import pydoc_rows
 from benchmarks.peers import PeerMissing, run_peer
 from hesse.compress.hawq import (
+    BitPlan,
     UniformQuantizer,
     allocate_bits,
+    fisher_table,
+    floor_plans,
     plan_losses,
     uniform_plan,
 )

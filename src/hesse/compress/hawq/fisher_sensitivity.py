@@ -94,8 +94,8 @@ def fisher_table(
     Notes
     -----
     A forward and ``num_draws`` backward passes over the data, P numbers of memory. Off-diagonal curvature is left out.
-    A model that is certain of nearly all its labels hardly ever draws another, and the estimate then hangs on rare draws:
-    take `layer_traces` or `quadratic_table` there.
+    A model that is certain of nearly all its labels hardly ever draws another, and the estimate then hangs on rare
+    draws: take `layer_traces` or `quadratic_table` there.
     """
     call = "fisher_table"
     at_least(call, "num_draws", num_draws, 1)
