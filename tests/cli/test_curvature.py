@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tests.cli.conftest import invoke
+from tests.cli.conftest import invoke, write_lines
 
 FACTORY = """
 import torch
@@ -60,6 +60,33 @@ def test_a_language_model_is_measured(tiny, tmp_path):
         losses.append(float(functional.cross_entropy(logits, labels, ignore_index=-100)))
     assert found["loss"] == pytest.approx(sum(losses) / 3)
     assert found["num_examples"] == 3
+
+
+def test_sequences_without_a_token_to_predict_are_left_out(tiny, tmp_path):
+    """Invariance: with and without a text of one token; alone it is refused."""
+    texts = [{"id": "a", "text": "the cat sat on the mat"}, {"id": "b", "text": "the capital of oster"}]
+    short = {"id": "short", "text": "x"}
+    found = []
+    for rows in (texts, [short, *texts]):
+        write_lines(tmp_path / "data.jsonl", rows)
+        done = invoke(
+            "curvature",
+            "report",
+            tiny / "model",
+            tmp_path / "data.jsonl",
+            *QUICK,
+            "--out",
+            tmp_path / "p.html",
+            "--json",
+        )
+        assert done.exit_code == 0, done.output
+        found.append(json.loads(done.stdout))
+    assert found[0] == found[1]
+    assert "1 sequences hold no token" in done.stderr
+    write_lines(tmp_path / "data.jsonl", [short])
+    refused = invoke("curvature", "report", tiny / "model", tmp_path / "data.jsonl", *QUICK)
+    assert refused.exit_code == 1
+    assert "token to predict" in refused.stderr
 
 
 def test_what_cannot_be_measured_is_refused(tiny, tmp_path, monkeypatch):

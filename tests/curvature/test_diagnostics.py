@@ -111,6 +111,25 @@ def test_stability_is_judged_where_the_loss_is_named():
     json.dumps(report.to_dict(), allow_nan=False)
 
 
+@pytest.mark.parametrize("matrix", ["hessian", "ggn"])
+@pytest.mark.parametrize("num", [1, 2])
+def test_one_example_and_more_wishes_than_parameters(num, matrix):
+    """Oracle: the dense matrix's spectrum, in float32; one example has no spread and sets no mini-batch rates."""
+    model, batch = example(num)
+    model, batch = model.float(), (batch[0].float(), batch[1].float())
+    report = measured(
+        model, batch, matrix=matrix, num_eigenvalues=99, num_probes=99, density_steps=99, tol=1e-5, lr=0.1,
+        stability_loss="mse",
+    )  # fmt: skip
+    assert len(report.eigenvalues) == report.num_parameters == 16
+    assert report.trace == pytest.approx(float(report.eigenvalues.sum()), rel=1e-3, abs=1e-5)
+    assert (report.noise is None) == (num == 1)
+    assert report.stability is not None
+    if num == 1:
+        assert report.stability.min_batch_size == 1
+    json.dumps(report.to_dict(), allow_nan=False)
+
+
 def test_bad_arguments_are_named():
     """Oracle: the message names the argument, and no product is made."""
     model, batch = example()

@@ -5,10 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hesse.cli._report import say
+
 if TYPE_CHECKING:
     from hesse.influence.engine import Influence
+    from hesse.influence.sequences import Row, Sequence
 
-__all__ = ["build", "load", "local_or_id"]
+__all__ = ["build", "cut", "load", "local_or_id"]
 
 
 def local_or_id(name: str) -> str:
@@ -51,6 +54,45 @@ def load(info: Mapping[str, Any], *, trust_remote_code: bool) -> tuple[Any, Any]
     return load_model(
         info["model"], dtype=info["dtype"], revision=info.get("revision"), trust_remote_code=trust_remote_code
     )
+
+
+def cut(rows: "list[Row]", model: Any, tokenizer: Any, max_length: int | None) -> "tuple[list[Sequence], int]":
+    """Tokenise rows, cut to a length that the model can take, and say how many there are.
+
+    Parameters
+    ----------
+    rows : list of dict
+        From `hesse.influence.read_rows`.
+    model : PreTrainedModel
+        Knows its positions.
+    tokenizer : PreTrainedTokenizer
+        Of the model.
+    max_length : int, optional
+        Tokens a sequence. Default: 512, or the model's positions if fewer.
+
+    Returns
+    -------
+    sequences : list of Sequence
+        In order.
+    length : int
+        What they were cut to.
+
+    Raises
+    ------
+    ArgumentError
+        If the model has fewer positions.
+    """
+    from hesse.errors import ArgumentError
+    from hesse.influence.huggingface import default_max_length
+    from hesse.influence.sequences import tokenize_rows
+
+    length = max_length or default_max_length(model)
+    most = default_max_length(model, length)
+    if length > most:
+        raise ArgumentError(f"max_length: the model has {most:,} positions, got {length:,}")
+    sequences = tokenize_rows(rows, tokenizer, length)
+    say(f"{len(rows):,} rows, {len(sequences):,} sequences of at most {length:,} tokens")
+    return sequences, length
 
 
 def build(model: Any, settings: Mapping[str, Any], modules: str) -> "Influence":

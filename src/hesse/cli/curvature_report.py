@@ -37,7 +37,7 @@ def report(
     ] = None,
     dtype: Annotated[Dtype, typer.Option(help="Precision of the products of a language model.")] = "float32",
     seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn.")] = 0,
-    run: Annotated[Path | None, typer.Option("--run", help="Folder to resume from after an interruption.")] = None,
+    run: Annotated[Path | None, typer.Option("--run", help="Keep eigenpairs and density here, to resume.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
@@ -149,23 +149,22 @@ def _language_model(
     # the mean over sequences of their mean loss a token: every sequence is an example
     from torch.nn import functional
 
-    from hesse.cli._model import load, local_or_id
+    from hesse.cli._model import cut, load, local_or_id
     from hesse.errors import ArgumentError
-    from hesse.influence.huggingface import default_max_length
-    from hesse.influence.sequences import collate, read_rows, tokenize_rows
+    from hesse.influence.sequences import collate, read_rows
 
     rows = read_rows(data)
     network, tokenizer = load(
         {"model": local_or_id(model), "revision": revision, "dtype": dtype}, trust_remote_code=False
     )
-    length = max_length or default_max_length(network)
-    if length > default_max_length(network, length):
-        raise ArgumentError(
-            f"max_length: the model has {default_max_length(network, length):,} positions, got {length:,}"
-        )
-    sequences = tokenize_rows(rows, tokenizer, length)[:max_sequences]
-    say(f"{len(rows):,} rows, {len(sequences):,} sequences of at most {length:,} tokens")
+    every, _ = cut(rows, network, tokenizer, max_length)
     ignored = -100
+    sequences = [sequence for sequence in every if (sequence.labels[1:] != ignored).any()]
+    if len(sequences) < len(every):
+        say(f"{len(every) - len(sequences):,} sequences hold no token to predict, and are left out")
+    if not sequences:
+        raise ArgumentError(f"data: {data} holds no sequence with a token to predict")
+    sequences = sequences[:max_sequences]
 
     def loss_fn(model: Any, batch: dict[str, "Tensor"]) -> "Tensor":
         # padding is on the right, where causal attention never looks: no mask is needed

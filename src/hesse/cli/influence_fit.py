@@ -45,26 +45,19 @@ def fit(
     """Fit the curvature of a model on its training data. The same command again resumes.
 
     Example: hesse influence fit runs/model --data train.jsonl --run runs/demo
-    """  # noqa: DOC501 - it is the help text
-    from hesse.cli._model import build, load, local_or_id
-    from hesse.errors import ArgumentError
+    """
+    from hesse.cli._model import build, cut, load, local_or_id
     from hesse.influence.corpus import keep_corpus
     from hesse.influence.factors import parse_damping
-    from hesse.influence.huggingface import default_max_length, tokenizer_hash
+    from hesse.influence.huggingface import tokenizer_hash
     from hesse.influence.run import open_folder
-    from hesse.influence.sequences import read_rows, tokenize_rows
+    from hesse.influence.sequences import read_rows
 
     parse_damping(damping)  # a typing mistake is worth knowing before a model is loaded
     rows = read_rows(data)
     info = {"model": local_or_id(model), "revision": revision, "dtype": dtype, "data": data, "modules": modules}
     network, tokenizer = load(info, trust_remote_code=trust_remote_code)
-    length = max_length or default_max_length(network)
-    if length > default_max_length(network, length):
-        raise ArgumentError(
-            f"max_length: the model has {default_max_length(network, length):,} positions, got {length:,}"
-        )
-    sequences = tokenize_rows(rows, tokenizer, length)
-    say(f"{len(rows):,} rows, {len(sequences):,} sequences of at most {length:,} tokens")
+    sequences, length = cut(rows, network, tokenizer, max_length)
     settings = {
         "strategy": strategy, "fisher": fisher, "damping": damping, "positions": positions, "seed": seed,
     }  # fmt: skip

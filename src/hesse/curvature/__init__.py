@@ -29,10 +29,11 @@ from hesse.curvature.batch_spectrum import (
     wigner_spike,
 )
 from hesse.curvature.batches import BatchStream
+from hesse.curvature.block_traces import BlockTraces, block_traces
 from hesse.curvature.capture import Captured, LayerStream, dgrad_only
 from hesse.curvature.diagnostics import CurvatureReport, LayerCurvature, RateLimit, curvature_report
 from hesse.curvature.ekfac import Absolute, Damping, Relative, rotate, rotate_back, second_moment, sequence_gradients
-from hesse.curvature.fisher import bernoulli_hessian, exact_fisher, sampled_fisher
+from hesse.curvature.fisher import bernoulli_hessian, exact_fisher, sampled_fisher, sampled_score
 from hesse.curvature.ggn import cross_entropy_hessian, fisher, ggn, squared_error_hessian
 from hesse.curvature.hessian import CurvatureOperator, hessian
 from hesse.curvature.jacobian import JacobianOperator, jacobian
@@ -55,6 +56,7 @@ from hesse.curvature.learning_rate import (
     scale_learning_rate,
     stable_learning_rate,
 )
+from hesse.curvature.mean_loss import MeanLoss, mean_loss
 from hesse.curvature.mfac import GradientWindow, MFACInverse, gradient_rows
 from hesse.curvature.noise import CurvatureNoise, curvature_noise
 from hesse.curvature.of_loss import loss_curvature
@@ -97,6 +99,7 @@ __all__ = [
     "AlignmentReport",
     "BatchExtremes",
     "BatchStream",
+    "BlockTraces",
     "Captured",
     "CurvatureNoise",
     "CurvatureOperator",
@@ -118,6 +121,7 @@ __all__ = [
     "LinearisedLoss",
     "LyapunovExponent",
     "MFACInverse",
+    "MeanLoss",
     "MinimalDamping",
     "OptimizerDynamics",
     "OutputFactor",
@@ -141,6 +145,7 @@ __all__ = [
     "batch_noise_factor",
     "batch_sharpness",
     "bernoulli_hessian",
+    "block_traces",
     "coral_penalty",
     "covariance_spike",
     "critical_batch_size",
@@ -176,6 +181,7 @@ __all__ = [
     "lyapunov_exponent",
     "max_learning_rate",
     "max_stable_learning_rate",
+    "mean_loss",
     "min_damping",
     "min_stable_batch_size",
     "mirror_",
@@ -191,6 +197,7 @@ __all__ = [
     "rotate_back",
     "sampled_diagonal",
     "sampled_fisher",
+    "sampled_score",
     "sampled_trace",
     "scale_learning_rate",
     "second_moment",

@@ -3,7 +3,8 @@
 Shapes: P parameters in all.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,7 +16,17 @@ from hesse.errors import ArgumentError, ArgumentTypeError, ShapeError
 from hesse.linalg.layout import ParameterLayout
 from hesse.linalg.operator import LinearOperator
 
-__all__ = ["Function", "Target", "bind", "check_function", "choose_parameters", "join", "refuse_move", "split"]
+__all__ = [
+    "Function",
+    "Target",
+    "bind",
+    "check_function",
+    "choose_parameters",
+    "evaluation_mode",
+    "join",
+    "refuse_move",
+    "split",
+]
 
 Function = Callable[[Any, Any], Tensor]
 """(parameters or model, batch) -> Tensor: first a mapping of tensors, or something that is called like the model."""
@@ -79,6 +90,29 @@ def choose_parameters(call: str, target: Target, names: Iterable[str] | None) ->
                 "restrict the matrix with names="
             )
     return chosen
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Switch a module and its parts to evaluation mode inside the block, and each back to the mode it was in.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Switched.
+
+    Yields
+    ------
+    None
+        The mode is restored after an error too.
+    """
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 def bind(

@@ -7,7 +7,7 @@ Shapes: P parameters, N examples, K eigenvalues.
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from hesse.curvature import batches as loading
 from hesse.curvature._checkpoint import Folder
-from hesse.curvature._resumable import sample
-from hesse.curvature.batches import BatchStream, as_batches, to_device
+from hesse.curvature.batches import BatchStream, as_batches
+from hesse.curvature.block_traces import block_traces
 from hesse.curvature.hessian import CurvatureOperator, Function
 from hesse.curvature.learning_rate import critical_batch_size, max_learning_rate
+from hesse.curvature.mean_loss import mean_loss
 from hesse.curvature.noise import CurvatureNoise, curvature_noise
 from hesse.curvature.of_loss import Matrix, loss_curvature
 from hesse.curvature.spectrum import eigenvalue_density, top_eigenpairs
@@ -70,7 +70,7 @@ class CurvatureReport:
     trace_error: float
     density: SpectralDensity
     layers: tuple[LayerCurvature, ...]
-    noise: CurvatureNoise | None  # None where it was not asked for, or the curvature is nowhere positive
+    noise: CurvatureNoise | None  # None where it was not asked for, of one example, or without positive curvature
     critical_batch: float | None
     rates: tuple[RateLimit, ...]
     lr: float | None
@@ -205,7 +205,7 @@ def curvature_report(
     num_eigenvalues : int, default 10
         K, of largest magnitude; at most P.
     num_probes : int, default 32
-        Products behind the traces, of the whole and of every layer; their errors fall as 1/√num_probes.
+        Products behind the traces, of the whole and of every layer, see `block_traces`.
     density_probes, density_steps : int, default 4 and 60
         Of the stochastic Lanczos quadrature, see `eigenvalue_density`.
     num_samples : int, default 400
@@ -227,7 +227,8 @@ def curvature_report(
     seed : int, default 0
         Of all that is drawn.
     run : str or PathLike, optional
-        Folder to save every step to; the same call after a crash goes on from there. Default: nothing is saved.
+        Folder to save the steps of eigenpairs and density to, the longest parts; the same call after a crash goes on
+        there. Default: nothing is saved.
     show_progress : bool, optional
         Default: whether stderr is a terminal.
 
@@ -268,7 +269,8 @@ def curvature_report(
     names = None if names is None else list(names)
     batches = as_batches(call, data)
     operator = loss_curvature(loss_fn, model, batches, matrix=matrix, names=names, reduction="weighted_mean")
-    examples, loss, gradient_norm = _loss_and_gradient(loss_fn, model, batches, operator)
+    mean = mean_loss(loss_fn, model, batches, names=names)
+    examples = mean.num_examples
 
     def part(name: str) -> Path | None:
         return None if run is None else Path(run) / name
@@ -292,17 +294,24 @@ def curvature_report(
         run=part("density"),
         show_progress=show_progress,
     )
-    traces, errors = _layer_traces(operator, num_probes, seeded(2), part("traces"), show_progress)
-    largest = _layer_eigenvalues(operator, tol, seeded(3)) if layer_eigenvalues else {}
     blocks = operator.per_layer()
+    traces = block_traces(
+        operator,
+        {name: block.layout.names for name, block in blocks.items()},
+        num_probes=num_probes,
+        rtol=0,
+        generator=seeded(2),
+        show_progress=show_progress,
+    )
+    largest = _layer_eigenvalues(blocks, tol, seeded(3)) if layer_eigenvalues else {}
     layers = tuple(
-        LayerCurvature(name, block.shape[0], float(trace), float(error), largest.get(name))
-        for (name, block), trace, error in zip(blocks.items(), traces[:-1], errors[:-1], strict=True)
+        LayerCurvature(name, blocks[name].shape[0], float(trace), float(error), largest.get(name))
+        for name, trace, error in zip(traces.names, traces.trace, traces.standard_error, strict=True)
     )
     falling = pairs.eigenvalues.argsort(descending=True)
     values = pairs.eigenvalues[falling].cpu()
     noise = None
-    if num_samples > 1 and float(values[0]) > 0:
+    if num_samples > 1 and examples > 1 and float(values[0]) > 0:
         leading = pairs.eigenvectors[:, falling[: min(_NOISE_DIRECTIONS, int((values > 0).sum()))]]
         noise = curvature_noise(
             loss_fn,
@@ -321,13 +330,13 @@ def curvature_report(
         matrix=matrix,
         num_parameters=operator.shape[0],
         num_examples=examples,
-        loss=loss,
-        gradient_norm=gradient_norm,
+        loss=mean.value,
+        gradient_norm=float(torch.linalg.vector_norm(mean.gradient)),
         eigenvalues=values,
         residuals=pairs.residuals[falling].cpu(),
         converged=pairs.converged,
-        trace=float(traces[-1]),
-        trace_error=float(errors[-1]),
+        trace=traces.total,
+        trace_error=traces.total_error,
         density=density,
         layers=layers,
         noise=noise,
@@ -341,45 +350,9 @@ def curvature_report(
     )
 
 
-def _loss_and_gradient(
-    loss_fn: Function, model: nn.Module, batches: list[Any] | BatchStream, operator: CurvatureOperator
-) -> tuple[int, float, float]:
-    # examples, mean loss, and the length of its gradient
-    total, loss, gradient = 0, 0.0, torch.zeros(operator.shape[0], dtype=torch.float64, device=operator.device)
-    for batch in batches:
-        here = to_device(batch, operator.device)
-        count = loading.batch_size(here)
-        value = loss_fn(model, here)
-        pieces = torch.autograd.grad(value, operator.tensors_in_order, allow_unused=True)
-        flat = [torch.zeros_like(p) if g is None else g for g, p in zip(pieces, operator.tensors_in_order, strict=True)]
-        gradient += count * torch.cat([g.reshape(-1) for g in flat]).double()
-        total, loss = total + count, loss + count * float(value.detach())
-    return total, loss / total, float(torch.linalg.vector_norm(gradient)) / total
-
-
-def _layer_traces(
-    operator: CurvatureOperator, num_probes: int, generator: Generator, run: Path | None, show_progress: bool | None
-) -> tuple[Tensor, Tensor]:
-    # trace of every layer's block and, last, of the whole, from the same products; and their standard errors
-    layout = operator.layout
-    layers = list(dict.fromkeys(name.rpartition(".")[0] for name in layout.names))
-    places = torch.empty(layout.size, dtype=torch.long, device=operator.device)
-    for name in layout.names:
-        places[layout.slice(name)] = layers.index(name.rpartition(".")[0])
-
-    def shares(signs: Tensor, images: Tensor) -> Tensor:
-        terms = (signs * images).double()
-        of_layers = terms.new_zeros(len(layers), terms.shape[1]).index_add_(0, places, terms)
-        return torch.cat([of_layers, of_layers.sum(0, keepdim=True)])
-
-    settings = {"num_probes": num_probes, "chunk_size": 1}
-    moments = sample("layer traces", operator, settings, shares, lambda _: False, generator, run, show_progress)
-    return moments.mean.cpu(), moments.standard_error().cpu()
-
-
-def _layer_eigenvalues(operator: CurvatureOperator, tol: float, generator: Generator) -> dict[str, float]:
+def _layer_eigenvalues(blocks: Mapping[str, CurvatureOperator], tol: float, generator: Generator) -> dict[str, float]:
     found: dict[str, float] = {}
-    for name, block in operator.per_layer().items():
+    for name, block in blocks.items():
         values = top_eigenpairs(block, 1, tol=max(tol, 1e-3), generator=generator, show_progress=False).eigenvalues
         found[name] = float(values[0])
     return found

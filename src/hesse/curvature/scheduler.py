@@ -5,8 +5,6 @@
 h is what batches of the training size see, not what the subsample does: h = l₁ + s₁²/(b l₁).
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import exp, inf, isfinite, log
 from typing import Any, Literal
@@ -16,6 +14,7 @@ from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
+from hesse.curvature._binding import evaluation_mode
 from hesse.curvature.batch_spectrum import inverse_effective_batch
 from hesse.curvature.batches import batch_size as count_examples
 from hesse.curvature.batches import to_device
@@ -300,7 +299,7 @@ class CurvatureScheduler:
             self.generator.set_state(state["generator"])
 
     def _measure(self) -> None:
-        with _evaluation_mode(self.module):
+        with evaluation_mode(self.module):
             seen = self._along_gradient() if self.rule == "cauchy" else self._lanczos()
         momentum, limit = self._momentum(), inf
         if not seen.largest > 0:  # nothing to go by: the rate stays as it is
@@ -396,14 +395,3 @@ class _Seen:
     smallest: float
     noise: CurvatureNoise | None  # of the subsample, along its leading Ritz vector
     num_products: int
-
-
-@contextmanager
-def _evaluation_mode(module: nn.Module) -> Iterator[None]:
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training

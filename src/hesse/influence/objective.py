@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hesse.curvature.output_roots import output_hessian_columns
 from hesse.errors import ArgumentError, ShapeError
 
 __all__ = [
@@ -75,10 +76,8 @@ def _inverse_cdf(logits: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def _softmax_columns(logits: Tensor) -> Tensor:
-    # a square root of diag(p) - p pᵀ: (..., V, V), column c is sqrt(p_c) (e_c - p)
-    p = logits.detach().softmax(-1)
-    eye = torch.eye(p.shape[-1], dtype=p.dtype, device=p.device)
-    return (eye - p[..., :, None]) * p.sqrt()[..., None, :]
+    # a square root of diag(p) - p pᵀ: (..., V, V)
+    return torch.stack(list(output_hessian_columns(logits)), -1)
 
 
 @dataclass(frozen=True, slots=True)

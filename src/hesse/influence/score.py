@@ -39,6 +39,7 @@ from hesse.io import FileEntry, load_tensors, save_tensors
 __all__ = ["ScoreSettings", "check_memory", "prepare_queries", "refine", "score_units", "self_scores"]
 
 _BLOCK_ENTRIES = 1 << 26  # gradients of a batch are formed this much at a time
+_CACHED_ENTRIES = 1 << 20  # on a CPU those of queries by so much, to stay in its cache on the way to their matrices
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ def prepare_queries(
         solver = solvers[name]
         wide = dtype if solver.table is None else solver.table.dtype
         first = done
-        for block in rows.blocks(_BLOCK_ENTRIES):  # full-rank gradients are held at once
+        for block in rows.blocks(_CACHED_ENTRIES if rows.grads.device.type == "cpu" else _BLOCK_ENTRIES):
             inverse = solver.precondition_rows(block, wide, scratch)
             if measurement is not None:
                 inverse.neg_()

@@ -167,3 +167,21 @@ def test_residuals_of_the_recurrence():
         torch.testing.assert_close(found.residuals, verified.residuals, rtol=1e-6, atol=1e-12)
         torch.testing.assert_close(found.eigenvectors, verified.eigenvectors)
         assert found.num_matvecs == verified.num_matvecs - 3
+
+
+@pytest.mark.parametrize("max_steps", [1, 3, 10, 25, 50])
+def test_no_more_products_than_allowed(max_steps):
+    """Oracle: the products counted by the operator itself, K + 1 at least; too few do not converge."""
+    generator = torch.Generator().manual_seed(0)
+    A = torch.randn(300, 300, dtype=torch.float64, generator=generator)
+    A, calls = A + A.T, []
+
+    def product(x):
+        calls.append(x.shape[1])
+        return A @ x
+
+    operator = FunctionOperator(product, (300, 300), dtype=torch.float64, is_symmetric=True)
+    found = eigsh(operator, 2, which="LA", max_steps=max_steps, tol=1e-12, verify=False, generator=generator)
+    assert not found.converged
+    assert found.num_matvecs == max(max_steps, 3)
+    assert sum(calls) in (found.num_matvecs, found.num_matvecs + 2)  # two for the check that A is symmetric

@@ -3,14 +3,15 @@
 Shapes: N examples, m gradients, P parameters in all.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from hesse.curvature._binding import bind, choose_parameters, evaluation_mode
+from hesse.curvature.mean_loss import batch_gradient
 from hesse.curvature.per_sample import per_sample_gradients
 from hesse.errors import ArgumentError, ArgumentTypeError, NumericalError, ShapeError
 from hesse.linalg._arguments import at_least
@@ -87,7 +88,10 @@ def gradient_rows(
         at_least(call, name, value, 1)
     if fisher not in ("empirical", "mc"):
         raise ArgumentError(f"{call}: fisher must be 'empirical' or 'mc', got {fisher!r}")
-    parameters = _parameters(call, module)
+    if not isinstance(module, nn.Module):
+        raise ArgumentTypeError(f"{call}: expected a module, got {type(module).__name__}")
+    with evaluation_mode(module):
+        parameters = choose_parameters(call, module, None)
     layout = ParameterLayout.of(parameters)
     kept = _kept(call, layout, mask)
     examples = _examples(call, data, num_grads if per_sample else num_grads * batch_size, generator)
@@ -96,32 +100,20 @@ def gradient_rows(
         num_grads, layout.size if kept is None else int(kept.sum()), dtype=first.dtype, device=first.device
     )
     done = 0
-    with _evaluation_mode(module):
+    with evaluation_mode(module):
         for index in examples.split(batch_size):
             batch = tree_map(lambda t, index=index: t[index.to(t.device)] if isinstance(t, Tensor) else t, data)
             batch = batch if fisher == "empirical" else _with_sampled_labels(call, module, batch, generator)
             if per_sample:
                 found = per_sample_gradients(loss_fn, module, batch).detach()
             else:
-                found = _gradient(call, loss_fn, module, batch, parameters).unsqueeze(0)
+                function = bind(loss_fn, module, layout.names, batch)
+                found = batch_gradient(call, function, tuple(parameters.values()))[1].unsqueeze(0)
             _require_finite(call, found, layout)
             found = found if kept is None else found[:, kept.to(found.device)]
             rows[done : done + len(found)] = found
             done += len(found)
     return rows
-
-
-def _parameters(call: str, module: nn.Module) -> dict[str, Tensor]:
-    if not isinstance(module, nn.Module):
-        raise ArgumentTypeError(f"{call}: expected a module, got {type(module).__name__}")
-    found: dict[str, Tensor] = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    if not found:
-        raise ArgumentError(f"{call}: the module has no parameters that require a gradient")
-    first = next(iter(found.values()))
-    for name, p in found.items():
-        if p.dtype != first.dtype or p.device != first.device:
-            raise ShapeError(f"{call}: {name} is {p.dtype} on {p.device}, others {first.dtype} on {first.device}")
-    return found
 
 
 def _kept(call: str, layout: ParameterLayout, mask: Mapping[str, Tensor] | Tensor | None) -> Tensor | None:
@@ -155,18 +147,6 @@ def _examples(call: str, data: Any, count: int, generator: Generator | None) -> 
     return torch.cat(rounds)[:count]
 
 
-def _gradient(call: str, loss_fn: Loss, module: nn.Module, batch: Any, parameters: Mapping[str, Tensor]) -> Tensor:
-    with torch.enable_grad():
-        loss = loss_fn(module, batch)
-        if loss.ndim != 0:
-            raise ShapeError(f"{call}: loss_fn must return a scalar, got shape {tuple(loss.shape)}")
-        values = tuple(parameters.values())
-        found = torch.autograd.grad(loss, values, allow_unused=True)
-    return torch.cat(
-        [(torch.zeros_like(p) if g is None else g).reshape(-1) for g, p in zip(found, values, strict=True)]
-    )
-
-
 def _with_sampled_labels(call: str, module: nn.Module, batch: Any, generator: Generator | None) -> tuple[Any, Tensor]:
     if not (isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Tensor)):
         raise ArgumentTypeError(f"{call}: fisher='mc' needs data of the form (inputs, labels)")
@@ -187,14 +167,3 @@ def _require_finite(call: str, found: Tensor, layout: ParameterLayout) -> None:
     if bool(bad.any()):
         names = [name for name in layout.names if bool(bad[layout.slice(name)].any())]
         raise NumericalError(f"{call}: the gradient of {', '.join(names)} has NaN or Inf")
-
-
-@contextmanager
-def _evaluation_mode(module: nn.Module) -> Iterator[None]:
-    training = [inner for inner in module.modules() if inner.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for inner in training:
-            inner.training = True

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from hesse.curvature._binding import evaluation_mode
 from hesse.curvature.hessian import hessian
 from hesse.curvature.stability.coordinates import batch_noise_factor, range_coordinates
 from hesse.curvature.stability.linearise import LinearisedLoss, join_data, linearise
@@ -106,9 +107,7 @@ class StabilityMonitor:
             It costs C + 4 ``num_batches`` B / N backward passes over the data, and a Gram matrix.
         """
         dynamics = optimizer_dynamics(self.optimizer, self.module)
-        modes = [(layer, layer.training) for layer in self.module.modules()]
-        self.module.eval()
-        try:
+        with evaluation_mode(self.module):
             at = linearise(self.module, data, self.loss, preconditioner=dynamics.preconditioner)
             sharpness = batch_sharpness(
                 self.module,
@@ -119,9 +118,6 @@ class StabilityMonitor:
                 num_batches=self.num_batches,
                 generator=self.generator,
             )
-        finally:
-            for layer, training in modes:
-                layer.training = training
         coordinates = range_coordinates(at.features)
         radius = second_moment_radius(
             coordinates, dynamics.lr, batch_size, momentum=dynamics.momentum, replacement=self.replacement

@@ -76,7 +76,7 @@ def eigsh(
         A pair has converged when its residual is at most tol times the Ritz value of largest magnitude. Default: 1e-10
         for float64 operators, 1e-5 otherwise.
     max_steps : int, optional
-        Products at most before the final check. Default: max(10 N, 1000).
+        Products at most before the final check, but K + 1 at least. Default: max(10 N, 1000).
     basis_size : int, optional
         P > K; more vectors, fewer products. Default: max(2 K + 1, 20), at most N.
     start : Tensor, shape (N,), optional
@@ -280,7 +280,7 @@ def _thick_restart(
         return due and _ritz(T[:filled, :filled], coupling, k, which, tol)[3]
 
     while True:
-        while filled < size and not enough():
+        while filled < size and (products < limit or filled <= k) and not enough():
             image = multiply(basis[:, filled])
             products += 1
             if not bool(torch.isfinite(image).all()):
