@@ -24,6 +24,7 @@ __all__ = [
     "Timing",
     "breast_cancer",
     "diabetes",
+    "digit_pictures",
     "digits",
     "flip_labels",
     "interleave",
@@ -46,10 +47,16 @@ class Split:
 
 def digits(num_train: int = 1200, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Split:
     """8 x 8 pictures of the ten digits, 1797 in all; pixels divided by 16, not standardised (many are constant)."""
+    pixels, labels = digit_pictures()
+    return _split(pixels, labels, num_train, seed, dtype, standardise=False)
+
+
+def digit_pictures() -> tuple[Any, Any]:
+    """All of them in their own order, as NumPy arrays: pixels (1797, 64) in [0, 1] and labels."""
     from sklearn.datasets import load_digits
 
     table: Any = load_digits()
-    return _split(table.data / 16.0, table.target, num_train, seed, dtype, standardise=False)
+    return table.data / 16.0, table.target
 
 
 def breast_cancer(num_train: int = 400, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Split:

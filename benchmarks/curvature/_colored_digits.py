@@ -6,11 +6,11 @@ training domains, 0.9 in the test. No classifier that ignores colour is right mo
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
+from benchmarks.data import digit_pictures
 from hesse.curvature.alignment import (
     HessianAlignmentLoss,
     LossName,
@@ -124,10 +124,8 @@ def _top_eigenvalue(body: nn.Module, head: nn.Module, pair: Pair, generator: Gen
 
 
 def _pictures() -> Pair:
-    from sklearn.datasets import load_digits
-
-    table: Any = load_digits()
-    return torch.as_tensor(table.images).float() / 16, torch.as_tensor(table.target < 5).long()
+    pixels, labels = digit_pictures()
+    return torch.as_tensor(pixels).float().unflatten(1, (8, 8)), torch.as_tensor(labels < 5).long()
 
 
 def _coloured(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
+from benchmarks.data import digit_pictures
 from hesse.optim import MFAC
 
 __all__ = ["ARMS", "Arm", "auto_encoder", "final_loss", "pixels", "train"]
@@ -24,10 +25,7 @@ BATCH = 64
 
 def pixels() -> Tensor:
     """All 1797 digits, (1797, 64) in [0, 1]."""
-    from sklearn.datasets import load_digits
-
-    table = load_digits()
-    return torch.as_tensor(table.data / 16.0, dtype=torch.float32)
+    return torch.as_tensor(digit_pictures()[0], dtype=torch.float32)
 
 
 def auto_encoder(seed: int) -> nn.Sequential:
