@@ -1,3 +1,4 @@
+import dataclasses
 from itertools import product
 
 import numpy as np
@@ -46,6 +47,17 @@ def test_exact_and_milp_find_the_brute_force_optimum(seed, average):
         plan = allocate_bits(table, budget, solver=solver)
         assert plan.omega >= best * (1 - 1e-12)
         assert plan.size_bits <= budget * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_milp_is_exact_where_the_best_omega_is_tiny_beside_the_largest(seed):
+    """Oracle: all 5^6 plans, where the best Ω is 1e-5 of the largest: below the solver's absolute gap."""
+    table = random_table(seed)
+    omega = table.omega * (1e-5 ** np.linspace(0, 1, table.omega.shape[1]))
+    steep = dataclasses.replace(table, omega=omega)
+    budget = 7.0 * table.numel.sum()
+    best = brute_force(steep, steep.costs["size"], budget)
+    assert allocate_bits(steep, budget, solver="milp").omega == pytest.approx(best, rel=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -21,6 +21,7 @@ Choices = NDArray[np.int16]
 
 SLACK = 1e-9
 """Of a budget: sums of costs are rounded."""
+_ZOOM, _GAIN = 1e-4, 1e-12  # share of the answer that is the unit of the next question; gain that asks for another
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,23 +289,33 @@ def milp_choices(rows: Mapping[str, Sequence[Row]], limits: Mapping[str, float])
 
     first = next(iter(rows.values()))
     omega = np.concatenate([row.omega for row in first])
-    scale = float(np.abs(omega).max()) or 1.0  # the solver's tolerances are absolute
     m = len(first[0].columns)
     constraints = [LinearConstraint(np.kron(np.eye(len(first)), np.ones(m)), 1, 1)]
     for name, limit in limits.items():
         costs = np.concatenate([row.cost for row in rows[name]])
         unit = float(costs.max()) or 1.0
         constraints.append(LinearConstraint(costs[None, :] / unit, -np.inf, limit * (1 + SLACK) / unit))
-    answer = milp(
-        omega / scale,
-        integrality=np.ones(len(omega)),
-        bounds=Bounds(0, 1),
-        constraints=constraints,
-        options={"mip_rel_gap": 0.0},
-    )
-    if answer.x is None:
-        asked = ", ".join(f"{name} <= {limit:g}" for name, limit in limits.items())
-        if answer.status == 2:
-            raise ArgumentError(f"limits: no plan meets {asked} together")
-        raise NumericalError(f"milp found no plan for {asked}: {answer.message}")
-    return answer.x.reshape(len(first), m).argmax(1).astype(np.int16)
+    asked = ", ".join(f"{name} <= {limit:g}" for name, limit in limits.items())
+    # the solver stops at a gap of 1e-6, absolute. So it is asked again in units of what it found, and without the
+    # options that are worse than all of that by themselves, until it finds nothing better
+    best, scale, allowed = np.inf, float(np.abs(omega).max()) or 1.0, np.ones(len(omega))
+    choices = np.zeros((len(first), m))
+    while True:
+        answer = milp(
+            np.where(allowed > 0, omega, 0) / scale,
+            integrality=np.ones(len(omega)),
+            bounds=Bounds(0, allowed),
+            constraints=constraints,
+            options={"mip_rel_gap": 0.0},
+        )
+        if answer.x is None and np.isinf(best):
+            if answer.status == 2:
+                raise ArgumentError(f"limits: no plan meets {asked} together")
+            raise NumericalError(f"milp found no plan for {asked}: {answer.message}")
+        value = np.inf if answer.x is None else float(omega @ answer.x.round())
+        if not value < best * (1 - _GAIN):
+            return choices.argmax(1).astype(np.int16)
+        best, choices = value, answer.x.reshape(len(first), m)
+        if best <= 0:
+            return choices.argmax(1).astype(np.int16)
+        scale, allowed = best * _ZOOM, (omega <= best).astype(float)
