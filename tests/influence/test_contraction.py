@@ -8,7 +8,7 @@ from hesse.curvature.capture import Captured
 from hesse.curvature.ekfac import sequence_gradients
 from hesse.curvature.layers import select_layers
 from hesse.curvature.scratch import Scratch
-from hesse.errors import ArgumentError
+from hesse.errors import ArgumentError, NumericalError
 from hesse.influence import contraction
 from hesse.influence.contraction import (
     DenseQueries,
@@ -18,6 +18,8 @@ from hesse.influence.contraction import (
     contract_tokens,
     empty_queries,
     put,
+    put_rows,
+    takes_rows,
 )
 
 F64 = torch.float64
@@ -161,6 +163,54 @@ def test_dtypes_of_what_is_kept():
     assert found.dtype == torch.float32
     size = matrices.flatten(1).norm(dim=1)[:, None] * sequence_gradients(rows).double().flatten(1).norm(dim=1)
     assert bool(((found - wanted).abs() <= 2.0**-6 * size).all())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("positions", "rank"), [(1, 3), (4, 4), (6, 4), (12, 4), (3, 6)])
+def test_rows_give_the_best_approximation_of_their_gradients(positions, rank, bias):
+    """Oracle: D_n formed in float64 and its truncated SVD (LAPACK); the share of ‖D‖² that is left; rows in front."""
+    rows = rows_of(5, positions, bias=bias, inputs=40, outputs=30)
+    queries = empty_queries(rows.layer, 6, rank, F64, CPU)
+    assert takes_rows(queries, rows)
+    queries.left[0], queries.right[0], queries.captured[0] = 7, 7, 7
+    put_rows(queries, 1, rows, F64)
+    gradients = sequence_gradients(rows)
+    U, S, Vh = torch.linalg.svd(gradients, full_matrices=False)
+    best = (U[..., :rank] * S[:, None, :rank]) @ Vh[:, :rank]
+    torch.testing.assert_close(queries.left[1:] @ queries.right[1:].mT, best, rtol=1e-10, atol=1e-11)
+    total = S.square().sum(1)
+    share = torch.where(total > 0, S[:, :rank].square().sum(1) / total, 1.0)
+    torch.testing.assert_close(queries.captured[1:].double(), share, rtol=1e-6, atol=0)
+    torch.testing.assert_close(queries.left[1:].norm(dim=1), queries.right[1:].norm(dim=1))  # split evenly
+    assert bool((queries.left[0] == 7).all() and (queries.right[0] == 7).all() and queries.captured[0] == 7)
+
+
+def test_rows_agree_with_whole_matrices_in_bfloat16():
+    """Oracle: `put` of the gradients formed in float32, within the rounding of what is kept."""
+    rows = rows_of(4, 5, inputs=60, outputs=50, dtype=torch.float32)
+    formed = stored(rows, sequence_gradients(rows), 8, torch.float32)
+    queries = empty_queries(rows.layer, 4, 8, torch.float32, CPU)
+    put_rows(queries, 0, rows, torch.float32)
+    kept, wanted = (q.left.float() @ q.right.float().mT for q in (queries, formed))
+    sizes = wanted.flatten(1).norm(dim=1)
+    assert bool(((kept - wanted).flatten(1).norm(dim=1) <= 2.0**-6 * sizes).all())
+
+
+def test_rows_are_for_short_sequences_at_low_rank():
+    """Oracle: the documented border, positions up to the rank and the oversampling of 8."""
+    rows = rows_of(2, 12, inputs=40, outputs=30)
+    low, lower, full = (empty_queries(rows.layer, 2, rank, F64, CPU) for rank in (4, 3, None))
+    assert takes_rows(low, rows)
+    assert not takes_rows(lower, rows)
+    assert not takes_rows(full, rows)
+
+
+def test_rows_that_are_not_finite_are_refused():
+    """Oracle: the error names the layer."""
+    rows = rows_of(2, 3, inputs=40, outputs=30)
+    rows.grads[1, 2, 3] = torch.inf
+    with pytest.raises(NumericalError, match="'0'"):
+        put_rows(empty_queries(rows.layer, 2, 4, F64, CPU), 0, rows, F64)
 
 
 def test_ranks_are_positive():

@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from hesse.influence.demo import (
     train_tokenizer,
 )
 from hesse.influence.demo_answers import Asking, answer_questions
+from hesse.influence.engine import Influence
 from hesse.influence.lexical import bm25_scores
 from hesse.influence.sequences import Sequence
 
@@ -148,6 +150,21 @@ def test_answers_and_report(stage, tmp_path):
     assert again.recall_at_3 == result.recall_at_3
 
 
+def test_lists_are_those_of_all_texts(stage, tmp_path):
+    """Oracle: the ranking of every text, scored again here at once; the count of texts is that of all."""
+    result = answer_questions(lambda: stage, ASKING, tmp_path / "report.html", show_progress=False)
+    assert result.data.num_rows == len(stage.sequences)
+    engine = Influence(stage.model, modules=ASKING.modules, seed=0)
+    questions = {question.id: question for question in stage.questions}
+    asked = [questions[query.id] for query in result.data.queries]
+    scores = np.array(engine.score(asked, stage.sequences, stage.folder / "run-ekfac-0", progress=False).values)
+    text = {sequence.id: sequence.text for sequence in stage.sequences}
+    for values, query in zip(scores, result.data.queries, strict=True):
+        for order, entries in ((np.argsort(-values), query.proponents), (np.argsort(values), query.opponents)):
+            distinct = list(dict.fromkeys(text[stage.sequences[j].id] for j in order))
+            assert [text[entry.id] for entry in entries] == distinct[: ASKING.list_length]
+
+
 def test_a_model_that_knows_nothing_is_refused(tmp_path):
     """Oracle: an untrained model answers no question."""
     settings = DemoSettings(**{**_fields(SMALL), "training": TrainingSettings(epochs=0)})
@@ -172,6 +189,27 @@ def test_command_ends_with_one_line_of_json(cache, stage, tmp_path, monkeypatch)
     assert list(fields) == ["recall_at_3", "facts_recalled", "seconds", "report"]
     assert set(fields["recall_at_3"]) == {"ekfac", "dot", "bm25"}
     assert out.read_text("utf-8").startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "passive"), ("active", "active")])
+def test_waiting_threads_let_go_of_their_cores_unless_told_otherwise(before, after, stage, tmp_path, monkeypatch):
+    """Oracle: the variable that OpenMP reads when torch is loaded, and the user's own choice."""
+    from hesse.cli.main import app
+
+    seen = []
+    monkeypatch.setenv("OMP_WAIT_POLICY", before or "")
+    if before is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setattr("hesse.influence.demo.prepare_tiny", lambda *_args, **_kwargs: stage)
+    monkeypatch.setattr(
+        "hesse.influence.demo_answers.answer_questions",
+        lambda *_args, **_kwargs: (
+            seen.append(os.environ["OMP_WAIT_POLICY"])
+            or answer_questions(lambda: stage, ASKING, tmp_path / "r.html", show_progress=False)
+        ),
+    )
+    assert CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "r.html")]).exit_code == 0
+    assert seen == [after]
 
 
 def test_smollm2_without_its_package_exits_with_4(tmp_path, monkeypatch):

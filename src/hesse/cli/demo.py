@@ -35,10 +35,13 @@ def demo(
     """Train a model on invented facts, ask ten questions, and trace the answers to the texts that taught them.
 
     Four minutes on two cores the first time, half a minute from the cache ($HESSE_CACHE, else ~/.cache/hesse).
-    With SmolLM2: 25 minutes.
+    With SmolLM2: a quarter of an hour on idle cores.
 
     Example: hesse demo --seed 1 --out report.html
     """
+    # before torch is loaded: a thread that waits for another lets go of its core at once. On a machine whose cores are
+    # busy the default, to keep it for a while, makes small products fifty times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from hesse.influence.demo import DemoSettings, prepare_tiny
     from hesse.influence.demo_answers import Asking, answer_questions
 

@@ -11,6 +11,7 @@ Shapes: B sequences, T positions, Q queries, r rank, p outputs, m columns (bias 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -19,10 +20,25 @@ from hesse.curvature.capture import Captured
 from hesse.curvature.ekfac import rotate_back
 from hesse.curvature.layers import TrackedLayer
 from hesse.curvature.scratch import Scratch
-from hesse.errors import ArgumentError
+from hesse.errors import ArgumentError, NumericalError
+from hesse.linalg._arguments import wide_dtype
+from hesse.linalg.orthonormal import thin_qr
 from hesse.linalg.rsvd import rsvd
 
-__all__ = ["DenseQueries", "LowRankQueries", "QueryMatrices", "contract", "contract_tokens", "empty_queries", "put"]
+__all__ = [
+    "DenseQueries",
+    "LowRankQueries",
+    "QueryMatrices",
+    "check_rank",
+    "contract",
+    "contract_tokens",
+    "empty_queries",
+    "put",
+    "put_rows",
+    "takes_rows",
+]
+
+_OVERSAMPLING = 8  # columns of the random block beyond the rank
 
 _BLOCK_BYTES = 64 << 20  # low-rank queries are expanded this much at a time
 _BLOCK_ENTRIES = 1 << 26  # gradients of a batch are formed this much at a time
@@ -134,15 +150,81 @@ def put(
             queries.bias[rows] = matrices[..., -1]
         return
     generator = torch.Generator(device=matrices.device).manual_seed(seed)
-    wide = matrices.float() if matrices.dtype in (torch.bfloat16, torch.float16) else matrices
-    result = rsvd(wide, queries.left.shape[-1], num_power_steps=2, oversampling=8, generator=generator)
+    wide = matrices.to(wide_dtype(matrices.dtype))
+    rank = queries.left.shape[-1]
+    result = rsvd(wide, rank, num_power_steps=2, oversampling=_OVERSAMPLING, generator=generator)
     left, right = result.U, result.V
     if bases is not None:
         left, right = bases[0].to(left.dtype) @ left, bases[1].to(right.dtype) @ right
-    root = result.S.sqrt()[:, None, :]  # split evenly, so that both halves survive bfloat16
-    queries.left[rows] = (left * root).to(queries.left.dtype)
-    queries.right[rows] = (right * root).to(queries.right.dtype)
+    _keep(queries, rows, left, result.S, right)
     queries.captured[rows] = result.captured.to(queries.captured.dtype)
+
+
+def takes_rows(queries: QueryMatrices, rows: Captured) -> TypeGuard[LowRankQueries]:
+    """Tell whether `put_rows` is the cheaper way to keep gradients as they are, without preconditioning.
+
+    Parameters
+    ----------
+    queries : QueryMatrices
+        From `empty_queries`.
+    rows : Captured
+        Of one layer.
+
+    Returns
+    -------
+    bool
+        If low rank is asked for, of sequences with no more positions than a randomised SVD takes columns.
+    """
+    return isinstance(queries, LowRankQueries) and rows.grads.shape[1] <= queries.left.shape[-1] + _OVERSAMPLING
+
+
+def put_rows(queries: LowRankQueries, first: int, rows: Captured, dtype: torch.dtype) -> None:
+    """Store raw gradients D_n = Σ_t δ_t ã_tᵀ from row ``first`` on, without forming them.
+
+    With δ = Q_δ R_δ and ã = Q_a R_a (columns are positions) the singular values are those of R_δ R_aᵀ, of order T: the
+    best approximation of that rank, D_n itself where T <= r, for O((p + m)T²) in place of products with p × m matrices.
+
+    Parameters
+    ----------
+    queries : LowRankQueries
+        From `empty_queries`.
+    first : int
+        Row.
+    rows : Captured
+        Inputs and output gradients of one layer; B rows of ``queries`` are filled.
+    dtype : dtype
+        To compute in; float32 for half precision.
+
+    Raises
+    ------
+    NumericalError
+        If a gradient holds NaN or Inf.
+    """
+    wide = wide_dtype(dtype)
+    grads, inputs = rows.grads.to(wide), rows.inputs.to(wide)
+    if rows.layer.has_bias:
+        inputs = torch.cat([inputs, inputs.new_ones(*inputs.shape[:2], 1)], 2)
+    left, left_triangle = thin_qr(grads.mT)
+    right, right_triangle = thin_qr(inputs.mT)
+    core = left_triangle @ right_triangle.mT
+    if not bool(torch.isfinite(core.sum())):
+        raise NumericalError(f"score: the gradient of a query in {rows.layer.name!r} holds NaN or Inf")
+    U, S, Vh = torch.linalg.svd(core)
+    kept = min(queries.left.shape[-1], S.shape[-1])
+    place = slice(first, first + len(grads))
+    queries.left[place] = 0
+    queries.right[place] = 0
+    _keep(queries, place, left @ U[..., :kept], S[..., :kept], right @ Vh.mT[..., :kept])
+    total = S.square().sum(-1)
+    share = S[..., :kept].square().sum(-1) / torch.where(total > 0, total, torch.ones_like(total))
+    queries.captured[place] = torch.where(total > 0, share, torch.ones_like(share)).to(queries.captured.dtype)
+
+
+def _keep(queries: LowRankQueries, rows: slice, left: Tensor, values: Tensor, right: Tensor) -> None:
+    root = values.sqrt()[:, None, :]  # split evenly, so that both halves survive bfloat16
+    kept = values.shape[-1]
+    queries.left[rows, :, :kept] = (left * root).to(queries.left.dtype)
+    queries.right[rows, :, :kept] = (right * root).to(queries.right.dtype)
 
 
 def contract(rows: Captured, queries: QueryMatrices, dtype: torch.dtype, scratch: Scratch) -> Tensor:

@@ -159,13 +159,15 @@ def _shown(
     seed: int,
     show_progress: bool | None,
 ) -> ReportData:
-    # scored again with token and layer terms, which would be too many for all questions
+    # scored again with token and layer terms, which would be too many for all questions and all texts
     engine, run = _engine(stage, "ekfac", asking, seed)
-    keep_corpus(run, "train", stage.sequences)
+    listed = _listed(scores["ekfac"][: len(questions)], [s.text or s.id for s in stage.sequences], asking.list_length)
+    candidates = [stage.sequences[j] for j in listed]
+    keep_corpus(run, "train", candidates)
     keep_corpus(run, "queries", questions)
     engine.score(
         questions,
-        stage.sequences,
+        candidates,
         run,
         rank=asking.rank,
         refine_topk=0,
@@ -198,7 +200,27 @@ def _shown(
                 query.id, query.prompt, query.completion, marked(query.proponents), marked(query.opponents), note
             )
         )
-    return replace(data, title="Which texts made the model say that?", queries=queries, columns=_COLUMNS)
+    return replace(
+        data,
+        title="Which texts made the model say that?",
+        queries=queries,
+        columns=_COLUMNS,
+        num_rows=len(stage.sequences),
+    )
+
+
+def _listed(values: NDArray[np.float32], texts: Items[str], length: int) -> list[int]:
+    # the texts that a list can hold, with their copies, which it counts: at either end of a question's scores
+    plain = [" ".join(text.split()) for text in texts]
+    found: set[str] = set()
+    for own in (*values, *-values):
+        strongest: set[str] = set()
+        for place in np.argsort(-own, kind="stable").tolist():
+            strongest.add(plain[place])
+            if len(strongest) == length:
+                break
+        found |= strongest
+    return [place for place, text in enumerate(plain) if text in found]
 
 
 def _ranks(values: NDArray[np.float32]) -> NDArray[np.int64]:

@@ -9,7 +9,7 @@ streamed past.
 import time
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ from hesse.influence.contraction import (
     contract_tokens,
     empty_queries,
     put,
+    put_rows,
+    takes_rows,
 )
 from hesse.influence.examples import Examples, plan_batches, plan_units
 from hesse.influence.factors import Factors, LayerFactors
@@ -112,13 +114,17 @@ def prepare_queries(
         solver = solvers[name]
         wide = dtype if solver.table is None else solver.table.dtype
         first = done
+        matrices = kept[name]
+        if solver.table is None and takes_rows(matrices, rows):
+            put_rows(matrices, first, rows if measurement is None else replace(rows, grads=-rows.grads), wide)
+            return
         for block in rows.blocks(_CACHED_ENTRIES if rows.grads.device.type == "cpu" else _BLOCK_ENTRIES):
             inverse = solver.precondition_rows(block, wide, scratch)
             if measurement is not None:
                 inverse.neg_()
             if not bool(torch.isfinite(inverse.sum())):
                 raise NumericalError(f"score: the preconditioned gradient of a query in {name!r} holds NaN or Inf")
-            put(kept[name], first, inverse, bases=solver.bases, scratch=scratch, seed=run_pass.seed)
+            put(matrices, first, inverse, bases=solver.bases, scratch=scratch, seed=run_pass.seed)
             first += len(inverse)
 
     budget = min(settings.batch_tokens, 2048)

@@ -12,6 +12,7 @@ from hesse.errors import ArgumentTypeError, ShapeError
 from hesse.linalg._arguments import at_least, wide_dtype
 from hesse.linalg._random import gaussian_columns, sign_columns
 from hesse.linalg.operator import LinearOperator
+from hesse.linalg.orthonormal import range_basis, thin_qr
 
 __all__ = ["TruncatedSVD", "rsvd"]
 
@@ -75,7 +76,8 @@ def rsvd(
 
     Notes
     -----
-    Cost: 2(q + 1) products with blocks of L columns, O((M + N) L²) for the factorisations, O((M + N) L) memory.
+    Cost: 2(q + 1) products with blocks of L columns, O((M + N) L²) for the factorisations (`thin_qr` at the end,
+    `range_basis` in between), O((M + N) L) memory.
     Differentiable, with the usual singular-value gradients (they need distinct singular values).
 
     References
@@ -140,16 +142,18 @@ def _range_svd(
 
     def adjoint(block: Tensor) -> Tensor:
         block = block.to(matrix.dtype)
-        return (matrix.mH @ block if isinstance(matrix, Tensor) else matrix.rmatmat(block)).to(wide)
+        # (QᴴA)ᴴ, not AᴴQ: a matrix stored by rows is read in its order
+        return ((block.mH @ matrix).mH if isinstance(matrix, Tensor) else matrix.rmatmat(block)).to(wide)
 
-    omega_NL = gaussian_columns(shape[1], width, dtype=wide, device=matrix.device, generator=generator)
-    Q = torch.linalg.qr(forward(omega_NL)).Q
-    for _ in range(num_power_steps):
-        Q = torch.linalg.qr(forward(torch.linalg.qr(adjoint(Q)).Q)).Q
+    # one name for the block throughout, so that no earlier one is kept
+    block_ML = forward(gaussian_columns(shape[1], width, dtype=wide, device=matrix.device, generator=generator))
+    for _ in range(num_power_steps):  # in between only the span counts
+        block_ML = forward(range_basis(adjoint(range_basis(block_ML))))
+    block_ML = thin_qr(block_ML)[0]
     # QR first: the SVD then runs on an L x L triangle, not on an L x N block
-    right_NL, triangle_LL = torch.linalg.qr(adjoint(Q))
+    right_NL, triangle_LL = thin_qr(adjoint(block_ML))
     left, S, right_h = torch.linalg.svd(triangle_LL.mH)
-    return Q @ left, S, right_h @ right_NL.mH
+    return block_ML @ left, S, right_h @ right_NL.mH
 
 
 def _captured_of_tensor(dense: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
