@@ -52,7 +52,7 @@ def test_help_is_quick():
         (ArgumentError("rank: too\x1b[31m\nbig"), 1, "hesse: rank: too␛[31m↵big"),
         (ArtifactError("run: damaged"), 3, "hesse: run: damaged"),
         (MissingDependencyError("needs x"), 4, "hesse: needs x"),
-        (KeyboardInterrupt(), 130, "interrupted; the same command again resumes"),
+        (KeyboardInterrupt(), 130, "interrupted; nothing half-written is left, and the same command begins anew"),
     ],
 )
 def test_errors_end_in_one_line_and_their_code(monkeypatch, error, code, line):

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 from hesse.cli._report import say
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from hesse.influence.engine import Influence
     from hesse.influence.sequences import Row, Sequence
 
-__all__ = ["build", "cut", "load", "local_or_id"]
+__all__ = ["build", "cut", "load", "local_or_id", "predictable", "sequence_loss", "token_losses"]
 
 
 def local_or_id(name: str) -> str:
@@ -93,6 +95,83 @@ def cut(rows: "list[Row]", model: Any, tokenizer: Any, max_length: int | None) -
     sequences = tokenize_rows(rows, tokenizer, length)
     say(f"{len(rows):,} rows, {len(sequences):,} sequences of at most {length:,} tokens")
     return sequences, length
+
+
+def predictable(sequences: "list[Sequence]", data: str) -> "list[Sequence]":
+    """Leave out sequences without a token to predict, whose mean loss is not defined, and say how many.
+
+    Parameters
+    ----------
+    sequences : list of Sequence
+        From `cut`.
+    data : str
+        Where they are from, for the message.
+
+    Returns
+    -------
+    list of Sequence
+        In order, at least one.
+
+    Raises
+    ------
+    ArgumentError
+        If none is left.
+    """
+    from hesse.errors import ArgumentError
+    from hesse.influence.sequences import IGNORED
+
+    kept = [sequence for sequence in sequences if (sequence.labels[1:] != IGNORED).any()]
+    if len(kept) < len(sequences):
+        say(f"{len(sequences) - len(kept):,} sequences hold no token to predict, and are left out")
+    if not kept:
+        raise ArgumentError(f"data: {data} holds no sequence with a token to predict")
+    return kept
+
+
+def token_losses(model: Any, batch: "Mapping[str, Tensor]") -> "tuple[Tensor, Tensor]":
+    """Loss of every token that is predicted.   Shapes: B sequences of T tokens.
+
+    Parameters
+    ----------
+    model : callable
+        A causal language model, or what stands in for it.
+    batch : mapping of str to Tensor, shape (B, T)
+        ``input_ids`` and ``labels``, padded on the right, where causal attention never looks: no mask is needed.
+
+    Returns
+    -------
+    losses : Tensor, shape (B, T - 1)
+        Nats; 0 where nothing is predicted.
+    counted : Tensor of bool, shape (B, T - 1)
+        Where something is.
+    """
+    from torch.nn import functional
+
+    from hesse.influence.sequences import IGNORED
+
+    labels = batch["labels"][:, 1:]
+    logits = model(input_ids=batch["input_ids"], use_cache=False).logits[:, :-1]
+    losses = functional.cross_entropy(logits.mT, labels, ignore_index=IGNORED, reduction="none")
+    return losses, labels != IGNORED
+
+
+def sequence_loss(model: Any, batch: "Mapping[str, Tensor]") -> "Tensor":
+    """Mean over sequences of their mean loss a token: every sequence is an example.
+
+    Parameters
+    ----------
+    model : callable
+        As of `token_losses`.
+    batch : mapping of str to Tensor
+        As of `token_losses`.
+
+    Returns
+    -------
+    Tensor, shape ()
+        Nats.
+    """
+    losses, counted = token_losses(model, batch)
+    return (losses.sum(1) / counted.sum(1)).mean()
 
 
 def build(model: Any, settings: Mapping[str, Any], modules: str) -> "Influence":

@@ -1,14 +1,12 @@
 """`hesse curvature report`: spectrum, trace, layers, noise, learning rates and stability of a trained model."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
+from hesse.cli._factory import from_factory, names_function
 from hesse.cli._report import emit_json, say
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 __all__ = ["report"]
 
@@ -54,7 +52,7 @@ def report(
     from hesse.errors import ArgumentError
 
     require("matplotlib", extra="plot", feature="hesse curvature report")  # before hours of work, not after
-    if ":" in model and not Path(model).exists():
+    if names_function(model):
         if data is not None:
             raise ArgumentError("data: a factory brings its own loader; leave DATA out")
         network, loss_fn, batches, named = from_factory(model)
@@ -88,69 +86,10 @@ def report(
         say(f"wrote {out} ({entry.size / 1024:,.0f} KiB)")
 
 
-def from_factory(name: str) -> "tuple[nn.Module, Any, Any, Any]":
-    """Call the user's factory.
-
-    Parameters
-    ----------
-    name : str
-        "package.module:function"; modules of the working folder are found too.
-
-    Returns
-    -------
-    tuple
-        Model in evaluation mode, loss_fn(model, batch), loader, and the loss's name where its stability can be judged.
-
-    Raises
-    ------
-    ArgumentError
-        If there is no such function, or it does not return a model, a loss and a loader.
-    ModuleNotFoundError
-        If the module is there, but one that it imports is not.
-    """
-    import sys
-    from importlib import import_module
-
-    from torch import nn
-
-    from hesse.errors import ArgumentError
-
-    module_name, _, function_name = name.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        module = import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module is there, but not what it imports
-        raise ArgumentError(f"model: there is no module {module_name!r}, nor a file of that name") from error
-    factory = getattr(module, function_name, None)
-    if not callable(factory):
-        raise ArgumentError(f"model: {module_name} has no function {function_name!r}")
-    made = factory()
-    if not (isinstance(made, tuple) and len(made) == 3 and isinstance(made[0], nn.Module) and callable(made[1])):
-        raise ArgumentError(f"model: {name} must return (model, loss, loader), got {type(made).__name__}")
-    network, loss, loader = made
-    named = None
-    if isinstance(loss, nn.MSELoss) and loss.reduction == "mean":
-        named = "mse"
-    if isinstance(loss, nn.CrossEntropyLoss) and loss.reduction == "mean" and loss.weight is None:
-        named = "cross_entropy" if loss.label_smoothing == 0 else None
-
-    def loss_fn(model: Any, batch: Any) -> "Tensor":
-        return loss(model(batch[0]), batch[1])
-
-    return network.eval(), loss_fn, loader, named
-
-
 def _language_model(
     model: str, data: str, max_sequences: int, max_length: int | None, dtype: str, revision: str | None
 ) -> tuple[Any, Any, list[Any]]:
-    # the mean over sequences of their mean loss a token: every sequence is an example
-    from torch.nn import functional
-
-    from hesse.cli._model import cut, load, local_or_id
-    from hesse.errors import ArgumentError
+    from hesse.cli._model import cut, load, local_or_id, predictable, sequence_loss
     from hesse.influence.sequences import collate, read_rows
 
     rows = read_rows(data)
@@ -158,22 +97,9 @@ def _language_model(
         {"model": local_or_id(model), "revision": revision, "dtype": dtype}, trust_remote_code=False
     )
     every, _ = cut(rows, network, tokenizer, max_length)
-    ignored = -100
-    sequences = [sequence for sequence in every if (sequence.labels[1:] != ignored).any()]
-    if len(sequences) < len(every):
-        say(f"{len(every) - len(sequences):,} sequences hold no token to predict, and are left out")
-    if not sequences:
-        raise ArgumentError(f"data: {data} holds no sequence with a token to predict")
-    sequences = sequences[:max_sequences]
-
-    def loss_fn(model: Any, batch: dict[str, "Tensor"]) -> "Tensor":
-        # padding is on the right, where causal attention never looks: no mask is needed
-        logits, labels = model(input_ids=batch["input_ids"], use_cache=False).logits[:, :-1], batch["labels"][:, 1:]
-        terms = functional.cross_entropy(logits.mT, labels, ignore_index=ignored, reduction="none")
-        return (terms.sum(1) / (labels != ignored).sum(1)).mean()
-
+    sequences = predictable(every, data)[:max_sequences]
     batches: list[Any] = []
     for start in range(0, len(sequences), 8):
         padded = collate(sequences[start : start + 8])
         batches.append({"input_ids": padded["input_ids"], "labels": padded["labels"]})
-    return network, loss_fn, batches
+    return network, sequence_loss, batches

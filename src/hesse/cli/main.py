@@ -12,6 +12,9 @@ from typer.core import TyperGroup
 
 from hesse import __version__
 from hesse.cli._report import exit_code, say
+from hesse.cli.compress.plan import plan
+from hesse.cli.compress.prune import prune
+from hesse.cli.compress.quantize import quantize
 from hesse.cli.curvature_report import report as curvature_report
 from hesse.cli.influence_export import export
 from hesse.cli.influence_fit import fit
@@ -36,8 +39,14 @@ class _Commands(TyperGroup):
             if code is None:
                 raise  # wrong usage is typer's to report, and a fault of our own must show where it happened
             interrupted = isinstance(error, KeyboardInterrupt)
-            say("interrupted; the same command again resumes" if interrupted else f"hesse: {error}")
+            say(_interrupted(ctx.invoked_subcommand) if interrupted else f"hesse: {error}")
             raise typer.Exit(code) from error
+
+
+def _interrupted(command: str | None) -> str:
+    if command in ("influence", "demo"):  # their runs keep what is done
+        return "interrupted; the same command again resumes"
+    return "interrupted; nothing half-written is left, and the same command begins anew"
 
 
 app = typer.Typer(
@@ -58,6 +67,10 @@ curvature = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="How c
 curvature.callback()(lambda: None)  # a group, however few its commands are
 app.add_typer(curvature, name="curvature")
 curvature.command("report")(curvature_report)
+compress = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Which bits, weights and channels can go?")
+app.add_typer(compress, name="compress")
+for _name, _command in {"plan": plan, "prune": prune, "quantize": quantize}.items():
+    compress.command(_name)(_command)
 app.command("methods")(methods)
 app.command("verify")(verify)
 

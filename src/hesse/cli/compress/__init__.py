@@ -1,0 +1,1 @@
+"""`hesse compress`: which bits, weights and channels of a trained model can go."""
