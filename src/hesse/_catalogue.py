@@ -63,6 +63,28 @@ METHODS: tuple[Method, ...] = (
         status="beta",
     ),
     Method(
+        slug="bo_rep",
+        family="bilevel",
+        title="Normalised momentum with a lower level that waits, for upper losses of unbounded smoothness",
+        papers=(Paper("Hao, Gong, Liu", 2024, "2401.09587"),),
+        import_path="hesse.bilevel.BOREP",
+        claim="one step length serves starts whose gradients differ by five decades, where fixed steps diverge or stand",
+        status="beta",
+    ),
+    Method(
+        slug="bsvrb",
+        family="bilevel",
+        title="Variance-reduced bilevel optimisation over many lower problems, a few blocks and rows a step",
+        papers=(
+            Paper("Hu, Qiu, Guo, Zhang, Yang", 2023, "2305.18730"),
+            Paper("Jiang, Li, Wang, Zhang, Yang", 2022, "2207.08540"),
+            Paper("Guo, Hu, Zhang, Yang", 2021, "2105.02266"),
+        ),
+        import_path="hesse.bilevel.BSVRB",
+        claim="nearer the optimum than RSVRB and a plain single loop at the same samples, and the nearer the more blocks",
+        status="beta",
+    ),
+    Method(
         slug="curvature_core",
         family="curvature",
         title="Hessian, Gauss-Newton and Fisher operators over a loader, and their spectra",
@@ -158,6 +180,15 @@ METHODS: tuple[Method, ...] = (
         status="beta",
     ),
     Method(
+        slug="lv_hba",
+        family="bilevel",
+        title="Bilevel problems with coupled lower constraints, by gradients of a proximal Lagrangian value function",
+        papers=(Paper("Yao, Yu, Zeng, Zhang", 2024, "2401.16164"),),
+        import_path="hesse.bilevel.LVHBA",
+        claim="closed forms at any size with one setting, and learnt costs that find wrong labels",
+        status="beta",
+    ),
+    Method(
         slug="mfac",
         family="curvature",
         title="Exact products with the inverse empirical Fisher matrix of m gradients, and M-FAC descent",
@@ -165,6 +196,30 @@ METHODS: tuple[Method, ...] = (
         import_path="hesse.curvature.MFACInverse",
         claim="keeps all digits in float32 at small damping; solves far faster than conjugate gradients; prunes to "
         "a tenth in one shot where magnitude collapses",
+        status="beta",
+    ),
+    Method(
+        slug="optimistic_omd",
+        family="optim",
+        title="Optimistic online mirror descent, for losses that drift, are drawn at random, or both",
+        papers=(
+            Paper("Chen, Zhang, Tu, Zhao, Zhang", 2024, "2302.04552"),
+            Paper("Zhao, Zhang, Zhang, Zhou", 2024, "2112.14368"),
+        ),
+        import_path="hesse.optim.OptimisticOMD",
+        claim="far below gradient descent, AdaGrad and Newton steps where gradients vary slowly; elsewhere in bounds",
+        status="beta",
+    ),
+    Method(
+        slug="penalty_bilevel",
+        family="bilevel",
+        title="Penalty methods for nonconvex bilevel problems, by gradients alone",
+        papers=(
+            Paper("Kwon, Kwon, Wright, Nowak", 2024, "2309.01753"),
+            Paper("Kwon, Kwon, Wright, Nowak", 2023, "2301.10945"),
+        ),
+        import_path="hesse.bilevel.PenaltyBilevel",
+        claim="finds the best of many lower solutions, and cleans data as well as solvers by second derivatives",
         status="beta",
     ),
     Method(

@@ -111,6 +111,7 @@ def test_joint_products_are_autograds():
         "lower_gradients": 4,
         "hessian_products": 3,
         "jacobian_products": 2,
+        "constraint_products": 0,
         "samples": 0,
     }
     assert oracle.counts.calls == 4 + 2 * 5

@@ -3,25 +3,61 @@
 from hesse.bilevel import problems, tasks
 from hesse.bilevel.checks import ProblemReport, check_problem
 from hesse.bilevel.counts import Budget, OracleCounts
+from hesse.bilevel.degenerate import degenerate_hypergradient
+from hesse.bilevel.error_bound import ErrorBound, proximal_error_bound
 from hesse.bilevel.hypergradient import (
-    HyperGradient,
     HypergradientMethod,
     hypergradient,
     unrolled_hypergradient,
 )
+from hesse.bilevel.hypergradient_result import HyperGradient
+from hesse.bilevel.lagrangian import ProximalValue, proximal_lagrangian_value
 from hesse.bilevel.lower import LowerSolution, solve_lower
+from hesse.bilevel.msvr import MSVR
+from hesse.bilevel.normalized_momentum import NormalizedMomentum
 from hesse.bilevel.oracle import JointProducts, Oracle
+from hesse.bilevel.penalty import penalty_hypergradient
 from hesse.bilevel.problem import BilevelProblem
 from hesse.bilevel.problems import ExactProblem
+from hesse.bilevel.projections import Polyhedron, SoftMarginRows, stacked
+from hesse.bilevel.relaxed_smoothness import RelaxedSmoothness, SmoothnessFit, relaxed_smoothness
 from hesse.bilevel.samplers import LoaderSampler, NoiseSampler, Sampler, TensorSampler
-from hesse.bilevel.solvers import AID, ITD, MASOBA, SABA, SOBA, TTSA, AmIGO, BilevelSolver, StocBiO
+from hesse.bilevel.solvers import (
+    AID,
+    BOREP,
+    BSVRB,
+    F2SA,
+    F3SA,
+    ITD,
+    LVHBA,
+    MASOBA,
+    RSVRB,
+    SABA,
+    SOBA,
+    TTSA,
+    AmIGO,
+    BilevelSolver,
+    BlockSOBA,
+    Certificate,
+    PenaltyBilevel,
+    StocBiO,
+)
+from hesse.bilevel.solvers.epoch_sgd import epoch_sgd
+from hesse.bilevel.support_vectors import solve_support_vectors, support_vector_costs
 from hesse.bilevel.trace import BilevelResult, TraceRow
 from hesse.bilevel.trace_plot import plot_traces
 
 __all__ = [
     "AID",
+    "BOREP",
+    "BSVRB",
+    "F2SA",
+    "F3SA",
     "ITD",
+    "LVHBA",
     "MASOBA",
+    "MSVR",
+    "RSVRB",
     "SABA",
     "SOBA",
     "TTSA",
@@ -29,7 +65,10 @@ __all__ = [
     "BilevelProblem",
     "BilevelResult",
     "BilevelSolver",
+    "BlockSOBA",
     "Budget",
+    "Certificate",
+    "ErrorBound",
     "ExactProblem",
     "HyperGradient",
     "HypergradientMethod",
@@ -37,18 +76,34 @@ __all__ = [
     "LoaderSampler",
     "LowerSolution",
     "NoiseSampler",
+    "NormalizedMomentum",
     "Oracle",
     "OracleCounts",
+    "PenaltyBilevel",
+    "Polyhedron",
     "ProblemReport",
+    "ProximalValue",
+    "RelaxedSmoothness",
     "Sampler",
+    "SmoothnessFit",
+    "SoftMarginRows",
     "StocBiO",
     "TensorSampler",
     "TraceRow",
     "check_problem",
+    "degenerate_hypergradient",
+    "epoch_sgd",
     "hypergradient",
+    "penalty_hypergradient",
     "plot_traces",
     "problems",
+    "proximal_error_bound",
+    "proximal_lagrangian_value",
+    "relaxed_smoothness",
     "solve_lower",
+    "solve_support_vectors",
+    "stacked",
+    "support_vector_costs",
     "tasks",
     "unrolled_hypergradient",
 ]

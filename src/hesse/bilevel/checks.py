@@ -1,5 +1,6 @@
 """Is a problem what its solver takes it for?   Shapes: N entries of x, M of y."""
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -8,12 +9,14 @@ from torch import Generator, Tensor
 from hesse.bilevel.oracle import Oracle
 from hesse.bilevel.problem import BilevelProblem
 from hesse.bilevel.tree import Tree
+from hesse.errors import ArgumentError
 from hesse.linalg.eigen.lanczos import lanczos
 
-__all__ = ["ProblemReport", "check_problem"]
+__all__ = ["ProblemReport", "check_problem", "require_separate_sets", "warn_of_rounding"]
 
 _UNIQUE = 1e-10  # smallest over largest eigenvalue of g_yy below which the lower solution counts as not unique
 _LANCZOS_STEPS = 60
+_SINGLE_PRECISION_SIGMA = 1e-3  # below it differences of gradients over s have lost most of seven digits
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,3 +94,48 @@ def check_problem(
         once = project(10 * normal(like))
         projection_error = max(projection_error, float((project(once) - once).norm() / once.norm().clamp_min(1e-12)))
     return ProblemReport(errors[0], errors[1], smallest, largest, smallest > _UNIQUE * abs(largest), projection_error)
+
+
+def require_separate_sets(call: str, problem: BilevelProblem) -> None:
+    """Refuse lower levels that no projection of y alone describes.
+
+    Parameters
+    ----------
+    call : str
+        Name of the solver, for the message.
+    problem : BilevelProblem
+        What came.
+
+    Raises
+    ------
+    ArgumentError
+        Naming the field and what to do.
+    """
+    if problem.project_joint is not None:
+        raise ArgumentError(f"{call}: project_joint couples x and y; the penalty needs a set of each, use LVHBA")
+    for name in ("constraint", "equality"):
+        if getattr(problem, name) is not None and problem.project_y is None:
+            raise ArgumentError(
+                f"{call}: the lower level declares {name} without project_y; give the projection on that set, or use "
+                "LVHBA"
+            )
+
+
+def warn_of_rounding(call: str, sigma: float, dtype: torch.dtype) -> None:
+    """Warn where differences of gradients are divided by less than the dtype can bear.
+
+    Parameters
+    ----------
+    call : str
+        Name of the caller, for the message.
+    sigma : float
+        The divisor s.
+    dtype : torch.dtype
+        Of the variables.
+    """
+    if sigma < _SINGLE_PRECISION_SIGMA and dtype != torch.float64:
+        warnings.warn(
+            f"{call}: a penalty of {sigma:g} is too fine for {dtype}, whose differences of gradients drown in "
+            "rounding; keep it at 1e-3 or go to float64",
+            stacklevel=3,
+        )

@@ -20,6 +20,8 @@ class OracleCounts:
         g_yy v: two calls a sample.
     jacobian_products : int
         g_xy v: two calls a sample.
+    constraint_products : int
+        Jᵀλ with the Jacobian J of the lower level's constraints by x, y or both: one call each.
     samples : int
         Examples drawn for them.
     """
@@ -28,12 +30,14 @@ class OracleCounts:
     lower_gradients: int = 0
     hessian_products: int = 0
     jacobian_products: int = 0
+    constraint_products: int = 0
     samples: int = 0
 
     @property
     def calls(self) -> int:
         """One a gradient and two a product: the currency in which solvers are compared."""
-        return self.upper_gradients + self.lower_gradients + 2 * self.hessian_products + 2 * self.jacobian_products
+        gradients = self.upper_gradients + self.lower_gradients + self.constraint_products
+        return gradients + 2 * (self.hessian_products + self.jacobian_products)
 
     def copy(self) -> "OracleCounts":
         """Freeze the present figures.
@@ -107,3 +111,21 @@ class Budget:
             if limit is not None and value >= limit:
                 return name
         return None
+
+    def fraction(self, iterations: int, calls: int, seconds: float) -> float:
+        """Say how much of the budget is used: what schedules of step sizes run by.
+
+        Parameters
+        ----------
+        iterations, calls : int
+            Used so far.
+        seconds : float
+            Used so far.
+
+        Returns
+        -------
+        float
+            Of the limit that is nearest, between 0 and 1.
+        """
+        pairs = ((iterations, self.iterations), (calls, self.oracle_calls), (seconds, self.seconds))
+        return max(min(used / limit, 1.0) if limit else 1.0 for used, limit in pairs if limit is not None)

@@ -5,19 +5,19 @@
 Shapes: N entries of x, M of y.
 """
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor
 
 from hesse.bilevel.adjoint import inverse_norm, solve_adjoint
-from hesse.bilevel.counts import OracleCounts
+from hesse.bilevel.hypergradient_result import HyperGradient
 from hesse.bilevel.lower import solve_lower
 from hesse.bilevel.oracle import Oracle
+from hesse.bilevel.penalty import penalty_hypergradient
 from hesse.bilevel.problem import BilevelProblem
 from hesse.bilevel.tree import Tree
-from hesse.errors import ArgumentError, ConvergenceError
+from hesse.errors import ArgumentError
 from hesse.linalg._arguments import at_least
 from hesse.linalg.solvers._block import Preconditioner
 
@@ -29,75 +29,9 @@ __all__ = [
     "unrolled_hypergradient",
 ]
 
-HypergradientMethod = Literal["cg", "minres", "neumann", "nystrom", "dense", "inverse", "unroll"]
-_METHODS = ("cg", "minres", "neumann", "nystrom", "dense", "inverse", "unroll")
+HypergradientMethod = Literal["cg", "minres", "neumann", "nystrom", "dense", "inverse", "unroll", "penalty"]
+_METHODS = ("cg", "minres", "neumann", "nystrom", "dense", "inverse", "unroll", "penalty")
 _APPROXIMATE = ("nystrom", "inverse", "unroll")
-
-
-@dataclass(frozen=True, slots=True)
-class HyperGradient:
-    """A hypergradient, and the two residuals its error is bounded by.
-
-    ‖grad - ∇Φ‖ <= C · lower_residual / μ + ‖g_xy‖ · residual / μ, with μ the smallest eigenvalue of g_yy and C a
-    constant of the losses: the larger of the two residuals says what to work on.
-
-    Attributes
-    ----------
-    grad : pytree of Tensor
-        Shaped like x.
-    y : pytree of Tensor
-        Where it was taken.
-    adjoint : pytree of Tensor or None
-        v, shaped like y; None for "unroll", which has none.
-    residual : float
-        ‖g_yy v - f_y‖, without the damping; NaN for "unroll".
-    lower_residual : float
-        ‖g_y(x, y)‖.
-    converged : bool
-        Whether the linear system, damping included, and the lower level (where it was solved here) met their
-        tolerances.
-    approximate : bool
-        Whether the method has an error of its own that no tolerance governs: the rank of "nystrom", the given inverse
-        of "inverse", the finite number of steps of "unroll", or a damping.
-    method : str
-        Which one ran.
-    num_steps : int
-        Of the linear solver, or unrolled steps.
-    counts : OracleCounts
-        What it cost.
-    """
-
-    grad: Tree
-    y: Tree
-    adjoint: Tree | None
-    residual: float
-    lower_residual: float
-    converged: bool
-    approximate: bool
-    method: str
-    num_steps: int
-    counts: OracleCounts
-
-    def require(self) -> "HyperGradient":
-        """Return the hypergradient if it converged, else raise.
-
-        Returns
-        -------
-        HyperGradient
-            Itself.
-
-        Raises
-        ------
-        ConvergenceError
-            Naming both residuals and the remedy.
-        """
-        if self.converged:
-            return self
-        raise ConvergenceError(
-            f"hypergradient: {self.method} stopped after {self.num_steps} steps with residual {self.residual:.2e} and "
-            f"lower gradient {self.lower_residual:.2e}; raise max_steps, loosen rtol or lower_tol, or pass a "
-            "preconditioner"
-        )
 
 
 def hypergradient(
@@ -111,6 +45,7 @@ def hypergradient(
     damping: float = 0.0,
     rank: int | None = None,
     step_size: float | None = None,
+    sigma: float | None = None,
     preconditioner: Preconditioner | None = None,
     v0: Tree | None = None,
     lower_tol: float = 1e-10,
@@ -127,23 +62,26 @@ def hypergradient(
     x : pytree of Tensor
         Upper variable.
     y : pytree of Tensor, optional
-        Lower variable, taken as the solution; for "unroll" the start of the inner loop. Default: the lower level is
-        solved from ``problem.y0`` to ``lower_tol`` (for "unroll": ``problem.y0`` itself).
-    method : {"cg", "minres", "neumann", "nystrom", "dense", "inverse", "unroll"}, default "cg"
+        Lower variable, taken as the solution; for "unroll" and "penalty" the start of the inner loop. Default: the
+        lower level is solved from ``problem.y0`` to ``lower_tol`` (for "unroll" and "penalty": ``problem.y0`` itself).
+    method : {"cg", "minres", "neumann", "nystrom", "dense", "inverse", "unroll", "penalty"}, default "cg"
         How v comes about. "cg": g_yy positive definite. "minres": indefinite or singular g_yy; of all solutions the one
         of least norm. "neumann": v ← v - a (g_yy v - f_y). "nystrom": (damping · I + a rank-``rank`` sketch)⁻¹ f_y.
         "dense": by factorisation, M products, the oracle. "inverse": ``preconditioner`` applied once, as with K-FAC or
-        EK-FAC factors; approximate. "unroll": no v, see `unrolled_hypergradient`.
+        EK-FAC factors; approximate. "unroll": no v, see `unrolled_hypergradient`. "penalty": no second derivatives, and
+        lower levels with many solutions or a set for y; see `penalty_hypergradient`.
     rtol : float, default 1e-8
         Of the linear system: ‖g_yy v - f_y‖ <= rtol ‖f_y‖, for "cg", "minres" and "neumann".
     max_steps : int, default 200
-        Of the linear solver; the number of inner steps for "unroll".
+        Of the linear solver; the number of inner steps for "unroll". Not for "penalty".
     damping : float, default 0.0
         Added to the diagonal of g_yy, which biases the answer; > 0 for "nystrom".
     rank : int, optional
         Of the sketch of "nystrom". Default: min(M, 50).
     step_size : float, optional
-        a of "neumann" and "unroll", at most 1 / ‖g_yy‖. Default: its inverse by power iteration.
+        a of "neumann", "unroll" and "penalty", at most 1 / ‖g_yy‖. Default: its inverse by power iteration.
+    sigma : float, optional
+        s > 0 of "penalty", whose error is of order s²; required for it.
     preconditioner : LinearOperator or callable, optional
         M ≈ g_yy⁻¹ on flat blocks (M, k), for "cg", "minres" and "inverse".
     v0 : pytree of Tensor, optional
@@ -180,6 +118,22 @@ def hypergradient(
     """
     if method not in _METHODS:
         raise ArgumentError(f"hypergradient: method must be one of {', '.join(_METHODS)}; got {method!r}")
+    if method == "penalty":
+        if sigma is None:
+            raise ArgumentError("hypergradient: method='penalty' needs sigma > 0")
+        return penalty_hypergradient(
+            problem,
+            x,
+            sigma,
+            z0=y,
+            tol=lower_tol,
+            step_size=step_size,
+            upper_batch=upper_batch,
+            lower_batch=lower_batch,
+            generator=generator,
+        )
+    if sigma is not None:
+        raise ArgumentError(f"hypergradient: sigma belongs to method='penalty', got sigma={sigma}, {method!r}")
     if method == "unroll":
         return unrolled_hypergradient(
             problem, x, y, num_steps=max_steps, step_size=step_size, upper_batch=upper_batch, lower_batch=lower_batch

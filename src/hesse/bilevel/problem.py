@@ -52,6 +52,9 @@ class BilevelProblem:
         f_i and g_i as functions (x, y_i, i, batch). `from_blocks` sets them, and makes ``upper`` and ``lower`` of them.
     blocks : int, optional
         m; every tensor of ``y0`` then has the blocks along its leading axis.
+    upper_rows, lower_rows : int or Tensor of int64, shape (m,), optional
+        How many rows each block has: solvers that draw rows of single blocks hand their numbers, int64 of shape (B,),
+        to the block loss as its batch. Default: such solvers use whole blocks.
     lower_solution : callable, optional
         x -> y*(x), where it is known. Used for exact metrics and tests, never by a solver.
     exact_hypergradient : callable, optional
@@ -68,7 +71,7 @@ class BilevelProblem:
     ShapeError
         If x and y differ in dtype or device, or the leading axis of y is not the number of blocks.
     ArgumentError
-        If x and y share memory, or only one of the block losses is given.
+        If x and y share memory, only one of the block losses is given, or a block has no rows.
 
     Examples
     --------
@@ -97,6 +100,8 @@ class BilevelProblem:
     block_upper: BlockLoss | None = None
     block_lower: BlockLoss | None = None
     blocks: int | None = None
+    upper_rows: int | Tensor | None = None
+    lower_rows: int | Tensor | None = None
     lower_solution: Callable[[Tree], Tree] | None = None
     exact_hypergradient: Callable[[Tree], Tree] | None = None
     lower_curvature: Callable[[Tree, Tree, Any], LinearOperator] | None = None
@@ -131,6 +136,15 @@ class BilevelProblem:
             raise ShapeError(
                 f"BilevelProblem: expected {self.blocks} blocks along the leading axis of y0, got {y.layout.shapes}"
             )
+        for name in ("upper_rows", "lower_rows"):
+            rows = getattr(self, name)
+            if rows is None:
+                continue
+            sizes = torch.as_tensor(rows)
+            if self.blocks is None or sizes.dtype != torch.int64 or sizes.shape not in ((), (self.blocks,)):
+                raise ShapeError(f"BilevelProblem: expected {name} to be an integer, or one for each block; got {rows}")
+            if int(sizes.min()) < 1:
+                raise ArgumentError(f"BilevelProblem: {name} has a block without rows; leave it out of the problem")
         for name, value in (("x0", self.x0), ("y0", self.y0)):
             object.__setattr__(self, name, tree_map(lambda leaf: leaf.detach().clone(), value))
         object.__setattr__(self, "x_layout", x)
@@ -249,6 +263,8 @@ class BilevelProblem:
             lower=_mean_over_blocks(self.block_lower, index),
             y0=tree_map(lambda leaf: leaf[index.to(leaf.device)], self.y0),
             blocks=len(index),
+            upper_rows=_rows_at(self.upper_rows, index),
+            lower_rows=_rows_at(self.lower_rows, index),
             constraint=None,
             equality=None,
             project_y=None,
@@ -291,6 +307,10 @@ def _mean_over_blocks(loss: BlockLoss, index: Tensor | None) -> Loss:
         return torch.vmap(loss, in_dims=(None, 0, 0, None))(x, y, numbers.to(first.device), batch).mean()
 
     return mean
+
+
+def _rows_at(rows: int | Tensor | None, index: Tensor) -> int | Tensor | None:
+    return rows[index.to(rows.device)] if isinstance(rows, Tensor) and rows.ndim else rows
 
 
 def _renumbered(loss: BlockLoss, index: Tensor) -> BlockLoss:

@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, softplus
 
 from hesse.bilevel.problem import BilevelProblem
 from hesse.bilevel.samplers import TensorSampler
 from hesse.errors import ArgumentError, ShapeError
 
-__all__ = ["hyper_cleaning", "hyper_representation"]
+__all__ = ["hyper_cleaning", "hyper_representation", "temperature_blocks"]
 
 
 def hyper_cleaning(
@@ -152,4 +152,69 @@ def hyper_representation(
         y0={name: p for name, p in head.named_parameters() if p.requires_grad},
         lower_sampler=None if batch_size is None else TensorSampler(train, batch_size, seed=seed),
         upper_sampler=None if batch_size is None else TensorSampler(valid, batch_size, seed=seed + 1),
+    )
+
+
+def temperature_blocks(
+    X: Tensor,
+    t: Tensor,
+    X_valid: Tensor,
+    t_valid: Tensor,
+    temperatures: Tensor,
+    *,
+    regularization: float = 1e-2,
+) -> BilevelProblem:
+    """Weigh training rows for many classifiers at once, which differ in the temperature of their loss.
+
+    g_i = mean_j σ(x_j) ℓ(t_j yᵢᵀX_j / T_i) + regularization ‖y_i‖² / 2,   f_i = mean_j ℓ(t'_j yᵢᵀX'_j / T_i),
+    ℓ(z) = log(1 + exp(-z))
+
+    Parameters
+    ----------
+    X, t : Tensor, shapes (n, d) and (n,)
+        Rows of doubtful labels, -1 or 1; append a column of ones for an intercept.
+    X_valid, t_valid : Tensor, shapes (n', d) and (n',)
+        Rows of trusted labels.
+    temperatures : Tensor, shape (m,)
+        T_i > 0: low ones punish margins below about T_i, high ones look at the mean margin.
+    regularization : float, default 1e-2
+        > 0: makes every block strongly convex.
+
+    Returns
+    -------
+    BilevelProblem
+        Of m blocks; x (n,) holds one logit a row, 0 at the start; y is (m, d). Batches are numbers of rows.
+
+    Raises
+    ------
+    ShapeError
+        If rows, labels and temperatures do not fit together.
+    ArgumentError
+        If the regularisation or a temperature is not positive.
+    """
+    if X.ndim != 2 or t.shape != X.shape[:1] or X_valid.ndim != 2 or t_valid.shape != X_valid.shape[:1]:
+        raise ShapeError(
+            f"temperature_blocks: expected (n, d), (n,), (n', d), (n',); got {tuple(X.shape)}, {tuple(t.shape)}, "
+            f"{tuple(X_valid.shape)}, {tuple(t_valid.shape)}"
+        )
+    if temperatures.ndim != 1 or not bool((temperatures > 0).all()) or not regularization > 0:
+        raise ArgumentError("temperature_blocks: expected regularization > 0 and a vector of temperatures > 0")
+    signed, signed_valid = X * t.unsqueeze(1), X_valid * t_valid.unsqueeze(1)
+
+    def block_lower(x: Tensor, y: Tensor, i: Tensor, batch: Any) -> Tensor:
+        rows, weights = (signed, x) if batch is None else (signed[batch], x[batch])
+        each = softplus(-(rows @ y) / temperatures[i])
+        return (weights.sigmoid() * each).mean() + regularization * y.square().sum() / 2
+
+    def block_upper(x: Tensor, y: Tensor, i: Tensor, batch: Any) -> Tensor:
+        rows = signed_valid if batch is None else signed_valid[batch]
+        return softplus(-(rows @ y) / temperatures[i]).mean()
+
+    return BilevelProblem.from_blocks(
+        block_upper,
+        block_lower,
+        X.new_zeros(len(X)),
+        X.new_zeros(len(temperatures), X.shape[1]),
+        upper_rows=len(X_valid),
+        lower_rows=len(X),
     )

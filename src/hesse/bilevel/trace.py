@@ -2,8 +2,10 @@
 
 import csv
 import io
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hesse.bilevel.counts import OracleCounts
 from hesse.bilevel.tree import Tree
@@ -80,6 +82,8 @@ class BilevelResult:
         Why the run stopped.
     counts : OracleCounts
         Of the solver, from its very beginning.
+    extra : mapping
+        What only this solver has to tell, by name; see its `extra`.
     """
 
     x: Tree
@@ -88,6 +92,7 @@ class BilevelResult:
     converged: bool
     message: str
     counts: OracleCounts
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     def column(self, name: str) -> list[float]:
         """Read one figure along the trace.

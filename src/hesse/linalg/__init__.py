@@ -42,9 +42,12 @@ from hesse.linalg.layout import ParameterLayout
 from hesse.linalg.line_search import LineSearch, armijo
 from hesse.linalg.low_rank import LowRank, LowRankPlusDiagonal
 from hesse.linalg.memory import MemoryCall, available_memory, memory_needed, require_memory
+from hesse.linalg.metric_projection import metric_projection
 from hesse.linalg.nystrom import Nystrom, NystromPreconditioner, nystrom, nystrom_preconditioner
 from hesse.linalg.operator import LinearOperator
+from hesse.linalg.orthonormal import range_basis, thin_qr
 from hesse.linalg.projections import AffineEquality, Ball, Box, Ellipsoid, Halfspace, HNormBall, Simplex
+from hesse.linalg.psd_projection import clip_eigenvalues
 from hesse.linalg.rsvd import TruncatedSVD, rsvd
 from hesse.linalg.sketch import SRHT, CountSketch, GaussianSketch, SparseSign, fwht
 from hesse.linalg.sketch_quality import CoordinatewiseStatistics, oce_statistics, ose_distortion
@@ -155,6 +158,7 @@ __all__ = [
     "cholesky_downdate",
     "cholesky_update",
     "circulant_preconditioner",
+    "clip_eigenvalues",
     "diagonal",
     "eigsh",
     "fista",
@@ -177,6 +181,7 @@ __all__ = [
     "lsqr",
     "lstsq_sketch_size",
     "memory_needed",
+    "metric_projection",
     "minres",
     "mode_product",
     "multi_mode_product",
@@ -191,6 +196,7 @@ __all__ = [
     "power_iteration",
     "principal_angles",
     "randomized_kaczmarz",
+    "range_basis",
     "recycled_cg",
     "require_memory",
     "rmat",
@@ -213,6 +219,7 @@ __all__ = [
     "symmetric_log",
     "symmetric_power",
     "symmetric_sqrt",
+    "thin_qr",
     "trace",
     "tridiagonal",
     "unfold",

@@ -23,6 +23,7 @@ def quadratic(
     *,
     condition: float = 10.0,
     rank: int | None = None,
+    upper_spectrum: tuple[float, float] = (0.5, 1.5),
     num_samples: int | None = None,
     batch_size: int = 1,
     noise: float = 0.5,
@@ -39,6 +40,8 @@ def quadratic(
     rank : int, optional
         Of H; below M the lower level has many solutions, B and b lie in the range of H, and y* is the one of them with
         the least f. Default: M.
+    upper_spectrum : (float, float), default (0.5, 1.5)
+        Smallest and largest eigenvalue of D, > 0.
     num_samples : int, optional
         Split both levels into S samples that average to them, drawn by samplers. Default: no samples.
     batch_size : int, default 1
@@ -52,18 +55,20 @@ def quadratic(
     Returns
     -------
     ExactProblem
-        C = I/2, so that Φ is strongly convex; D has eigenvalues between 1/2 and 3/2.
+        C = I/2, so that Φ is strongly convex.
 
     Raises
     ------
     ArgumentError
-        If a size or the condition is below 1, or the rank is not between 1 and M.
+        If a size or the condition is below 1, the rank is not between 1 and M, or an eigenvalue of D not positive.
     """
     if min(x_size, y_size) < 1 or condition < 1:
         raise ArgumentError(f"quadratic: expected sizes and condition >= 1, got {x_size}, {y_size}, {condition}")
     rank = y_size if rank is None else rank
     if not 1 <= rank <= y_size:
         raise ArgumentError(f"quadratic: expected 1 <= rank <= {y_size}, got {rank}")
+    if not min(upper_spectrum) > 0:
+        raise ArgumentError(f"quadratic: expected upper_spectrum > 0, got {upper_spectrum}")
     generator = Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -76,7 +81,7 @@ def quadratic(
     B = inside @ normal(y_size, x_size) / x_size**0.5
     b = inside @ normal(y_size)
     rotation = torch.linalg.qr(normal(y_size, y_size)).Q
-    D = (rotation * torch.linspace(0.5, 1.5, y_size, dtype=torch.float64)) @ rotation.T
+    D = (rotation * torch.linspace(*upper_spectrum, y_size, dtype=torch.float64)) @ rotation.T
     t, c = normal(y_size), normal(x_size) / 2
     C = torch.eye(x_size, dtype=torch.float64) / 2
     inverse = (basis / values) @ basis.T

@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from hesse.bilevel.problem import BilevelProblem
 from hesse.bilevel.problems.exact import ExactProblem
 from hesse.errors import ArgumentError, ShapeError
+from hesse.linalg.projections import Box
 
 __all__ = ["multi_ridge", "ridge"]
 
@@ -84,7 +85,16 @@ def ridge(
     return ExactProblem(problem, lower_solution, hypergradient, value)
 
 
-def multi_ridge(num_tasks: int, num_rows: int, num_features: int, *, noise: float = 0.5, seed: int = 0) -> ExactProblem:
+def multi_ridge(
+    num_tasks: int,
+    num_rows: int,
+    num_features: int,
+    *,
+    noise: float = 0.5,
+    weak: float = 0.0,
+    bounds: tuple[float, float] | None = None,
+    seed: int = 0,
+) -> ExactProblem:
     """Draw m regressions that share one log penalty a feature: a problem of blocks, in float64.
 
     Parameters
@@ -94,16 +104,20 @@ def multi_ridge(num_tasks: int, num_rows: int, num_features: int, *, noise: floa
     num_rows : int
         n, for fitting and again for judging, in every task.
     num_features : int
-        d; only the first half has coefficients other than zero.
+        d; the first half has coefficients of standard deviation 1.
     noise : float, default 0.5
         Standard deviation of the targets around the line.
+    weak : float, default 0.0
+        Standard deviation of the second half's coefficients. Default: they are zero.
+    bounds : (float, float), optional
+        Box that x is projected on. Default: none.
     seed : int, default 0
         Of everything random.
 
     Returns
     -------
     ExactProblem
-        y is (m, d).
+        y is (m, d); the block losses take numbers of rows as their batch.
 
     Raises
     ------
@@ -119,32 +133,47 @@ def multi_ridge(num_tasks: int, num_rows: int, num_features: int, *, noise: floa
 
     tables = normal(num_tasks, 2, num_rows, num_features)
     weights = normal(num_tasks, num_features)
-    weights[:, num_features // 2 :] = 0
+    weights[:, num_features // 2 :] *= weak
     targets = torch.einsum("mknd,md->mkn", tables, weights) + noise * normal(num_tasks, 2, num_rows)
     x0 = torch.zeros(num_features, dtype=torch.float64)
 
+    def residual(level: int, y: Tensor, i: Tensor, batch: Any) -> Tensor:
+        if batch is None:
+            return tables[i, level] @ y - targets[i, level]
+        return tables[i, level, batch] @ y - targets[i, level, batch]
+
     def block_lower(x: Tensor, y: Tensor, i: Tensor, batch: Any) -> Tensor:
-        return (tables[i, 0] @ y - targets[i, 0]).square().mean() / 2 + (x.exp() * y.square()).sum() / 2
+        return residual(0, y, i, batch).square().mean() / 2 + (x.exp() * y.square()).sum() / 2
 
     def block_upper(x: Tensor, y: Tensor, i: Tensor, batch: Any) -> Tensor:
-        return (tables[i, 1] @ y - targets[i, 1]).square().mean() / 2
+        return residual(1, y, i, batch).square().mean() / 2
 
-    tasks = [ridge(tables[i, 0], targets[i, 0], tables[i, 1], targets[i, 1]) for i in range(num_tasks)]
+    (fit, judge), (t, t_judge) = tables.unbind(1), targets.unbind(1)
+    gram, moment = fit.mT @ fit / num_rows, torch.einsum("mnd,mn->md", fit, t) / num_rows
 
     def lower_solution(x: Tensor) -> Tensor:
-        return torch.stack([task.lower_solution(x) for task in tasks])
+        return torch.linalg.solve(gram + torch.diag(x.exp()), moment)
+
+    def misfit(y: Tensor) -> Tensor:
+        return torch.einsum("mnd,md->mn", judge, y) - t_judge
 
     def hypergradient(x: Tensor) -> Tensor:
-        return torch.stack([task.hypergradient(x) for task in tasks]).mean(0)
+        y = lower_solution(x)
+        slope = torch.einsum("mnd,mn->md", judge, misfit(y)) / num_rows
+        v = torch.linalg.solve(gram + torch.diag(x.exp()), slope)
+        return -x.exp() * (y * v).mean(0)
 
     def value(x: Tensor) -> Tensor:
-        return torch.stack([task.value(x) for task in tasks]).mean()
+        return misfit(lower_solution(x)).square().mean() / 2
 
     problem = BilevelProblem.from_blocks(
         block_upper,
         block_lower,
         x0,
         torch.zeros(num_tasks, num_features, dtype=torch.float64),
+        upper_rows=num_rows,
+        lower_rows=num_rows,
+        project_x=None if bounds is None else Box(*bounds),
         lower_solution=lower_solution,
         exact_hypergradient=hypergradient,
     )

@@ -10,9 +10,10 @@ from torch import Generator, Tensor
 
 from hesse.bilevel.problem import BilevelProblem
 from hesse.bilevel.problems.exact import ExactProblem
+from hesse.bilevel.projections import stacked
 from hesse.bilevel.samplers import NoiseSampler
 from hesse.errors import ArgumentError, ConvergenceError
-from hesse.linalg.projections import Box
+from hesse.linalg.projections import AffineEquality, Box, Halfspace
 
 __all__ = ["box_quadratic", "cosh_upper", "equality_toy", "inequality_toy"]
 
@@ -46,6 +47,7 @@ def inequality_toy(size: int, *, bound: float | None = None, seed: int = 0) -> E
     d = torch.randn(size, dtype=torch.float64, generator=generator)
     a, d = a - a.mean() + 1, d - d.mean() + 1
     level = 0.2 if bound is None else bound / size
+    budget = Halfspace(torch.ones(size, dtype=torch.float64), level * size)
 
     def excess(x: Tensor) -> Tensor:
         return (x.mean() - level).clamp_min(0)
@@ -68,6 +70,7 @@ def inequality_toy(size: int, *, bound: float | None = None, seed: int = 0) -> E
         x0=torch.zeros(size, dtype=torch.float64),
         y0=torch.zeros(size, dtype=torch.float64),
         constraint=lambda x, y: (y.sum() - level * size).reshape(1),
+        project_joint=lambda x, y: (x, budget(y)),
         lower_solution=lower_solution,
         exact_hypergradient=hypergradient,
     )
@@ -108,6 +111,7 @@ def equality_toy(size: int) -> ExactProblem:
         x0=torch.full((size,), 10.0, dtype=torch.float64),
         y0=torch.full((2 * size,), 10.0, dtype=torch.float64),
         equality=lambda x, y: (x.sum() + y.sum()).reshape(1),
+        project_joint=stacked(AffineEquality(torch.ones(1, 3 * size).double(), torch.zeros(1).double())),
         lower_solution=lower_solution,
         exact_hypergradient=lambda x: x + 3 * (3 * x.mean() + 1),
     )

@@ -59,6 +59,31 @@ class BilevelSolver(ABC):
             The estimate of the hypergradient that was followed.
         """
 
+    def lower_variable(self) -> Tensor:
+        """Give y as traces and results show it.
+
+        Returns
+        -------
+        Tensor, shape (M,)
+            ``self.y``, unless a solver keeps it in another form.
+        """
+        return self.y
+
+    def is_finite(self, estimate: Tensor) -> bool:
+        """Look at what a step left.
+
+        Parameters
+        ----------
+        estimate : Tensor, shape (N,)
+            Of the hypergradient.
+
+        Returns
+        -------
+        bool
+            Whether x, y and the estimate are free of NaN and Inf. If not, the step is taken back.
+        """
+        return all(bool(torch.isfinite(t).all()) for t in (self.x, self.y, estimate))
+
     def draw_lower(self) -> Any:
         """Draw a batch of the lower level and count its samples.
 
@@ -131,7 +156,7 @@ class BilevelSolver(ABC):
                 break
             finally:
                 self.seconds += time.perf_counter() - start
-            if not all(bool(torch.isfinite(t).all()) for t in (self.x, self.y, estimate)):
+            if not self.is_finite(estimate):
                 self._go_back(before)
                 message = f"step {self.iteration + 1} gave NaN or Inf; lower the step sizes"
                 break
@@ -149,12 +174,23 @@ class BilevelSolver(ABC):
             trace.append(self._row(norm))
         return BilevelResult(
             x=self.problem.x_layout.unflatten(self.x.clone()),
-            y=self.problem.y_layout.unflatten(self.y.clone()),
+            y=self.problem.y_layout.unflatten(self.lower_variable().clone()),
             trace=tuple(trace),
             converged=converged,
             message=message or "",
             counts=self.oracle.counts.copy(),
+            extra=self.extra(),
         )
+
+    def extra(self) -> dict[str, Any]:
+        """Give what only this solver has to tell of its present state.
+
+        Returns
+        -------
+        dict
+            Becomes `BilevelResult.extra`; empty for most.
+        """
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """Save all that the next step depends on.
@@ -257,10 +293,11 @@ class BilevelSolver(ABC):
 
     def _row(self, estimate_norm: float) -> TraceRow:
         problem = self.problem
-        x, y = problem.x_layout.unflatten(self.x), problem.y_layout.unflatten(self.y)
+        flat = self.lower_variable()
+        x, y = problem.x_layout.unflatten(self.x), problem.y_layout.unflatten(flat)
         exact = problem.exact_hypergradient
         with torch.no_grad():
-            value = float(self.oracle.value(self.x, self.y))
+            value = float(self.oracle.value(self.x, flat))
         return TraceRow(
             iteration=self.iteration,
             seconds=self.seconds,
