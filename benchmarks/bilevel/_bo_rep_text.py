@@ -136,7 +136,8 @@ def train_by_betty(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
     """SGD on both levels, gradients clipped at 1 on the upper one, for so many seconds; x, y and upper steps made."""
     betty: Any = require_peer("betty.engine")
-    logging.getLogger("betty").setLevel(logging.WARNING)  # it tells of every start otherwise
+    base: Any = require_peer("betty.logging.logger_base")
+    base.get_logger().setLevel(logging.WARNING)  # it tells of every start otherwise
     problems: Any = require_peer("betty.problems")
     configs: Any = require_peer("betty.configs")
     encoder, head = modules(gain, seed)
