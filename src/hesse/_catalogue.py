@@ -68,7 +68,7 @@ METHODS: tuple[Method, ...] = (
         title="Normalised momentum with a lower level that waits, for upper losses of unbounded smoothness",
         papers=(Paper("Hao, Gong, Liu", 2024, "2401.09587"),),
         import_path="hesse.bilevel.BOREP",
-        claim="one step length serves starts whose gradients differ by five decades, where fixed steps diverge or stand",
+        claim="one step length for starts whose gradients differ by five decades, where fixed steps diverge or stall",
         status="beta",
     ),
     Method(
@@ -81,7 +81,7 @@ METHODS: tuple[Method, ...] = (
             Paper("Guo, Hu, Zhang, Yang", 2021, "2105.02266"),
         ),
         import_path="hesse.bilevel.BSVRB",
-        claim="nearer the optimum than RSVRB and a plain single loop at the same samples, and the nearer the more blocks",
+        claim="nearer the optimum than RSVRB and a plain single loop at equal samples, the more so the more blocks",
         status="beta",
     ),
     Method(
@@ -254,6 +254,19 @@ METHODS: tuple[Method, ...] = (
         papers=(Paper("Shivdikar", 2021, "2105.14156"),),
         import_path="hesse.linalg.spgemm",
         claim="multiplies matrices of many partial products a row faster than SciPy; counts traffic and probes",
+        status="beta",
+    ),
+    Method(
+        slug="vr_halpern",
+        family="optim",
+        title="Variance-reduced Halpern iteration for finite-sum monotone inclusions, with certified residuals",
+        papers=(
+            Paper("Cai, Alacaoglu, Diakonikolas", 2024, "2310.02987"),
+            Paper("Li, Bao, Zhang, Richtárik", 2021, "2008.10898"),
+            Paper("Alacaoglu, Malitsky", 2022, "2102.08352"),
+        ),
+        import_path="hesse.optim.vr_halpern",
+        claim="smaller certified residuals than full-pass methods on sums of many components; linear with restarts",
         status="beta",
     ),
 )
