@@ -2,21 +2,22 @@
 
 from hesse.bilevel import problems, tasks
 from hesse.bilevel.checks import ProblemReport, check_problem
+from hesse.bilevel.constrained.lagrangian import ProximalValue, proximal_lagrangian_value
+from hesse.bilevel.constrained.support_vectors import solve_support_vectors, support_vector_costs
 from hesse.bilevel.counts import Budget, OracleCounts
-from hesse.bilevel.degenerate import degenerate_hypergradient
-from hesse.bilevel.error_bound import ErrorBound, proximal_error_bound
-from hesse.bilevel.hypergradient import (
+from hesse.bilevel.hypergradients.degenerate import degenerate_hypergradient
+from hesse.bilevel.hypergradients.error_bound import ErrorBound, proximal_error_bound
+from hesse.bilevel.hypergradients.implicit import (
     HypergradientMethod,
     hypergradient,
     unrolled_hypergradient,
 )
-from hesse.bilevel.hypergradient_result import HyperGradient
-from hesse.bilevel.lagrangian import ProximalValue, proximal_lagrangian_value
-from hesse.bilevel.lower import LowerSolution, solve_lower
+from hesse.bilevel.hypergradients.lower import LowerSolution, solve_lower
+from hesse.bilevel.hypergradients.penalty import penalty_hypergradient
+from hesse.bilevel.hypergradients.result import HyperGradient
 from hesse.bilevel.msvr import MSVR
 from hesse.bilevel.normalized_momentum import NormalizedMomentum
 from hesse.bilevel.oracle import JointProducts, Oracle
-from hesse.bilevel.penalty import penalty_hypergradient
 from hesse.bilevel.problem import BilevelProblem
 from hesse.bilevel.problems import ExactProblem
 from hesse.bilevel.projections import Polyhedron, SoftMarginRows, stacked
@@ -43,7 +44,6 @@ from hesse.bilevel.solvers import (
     StocBiO,
 )
 from hesse.bilevel.solvers.epoch_sgd import epoch_sgd
-from hesse.bilevel.support_vectors import solve_support_vectors, support_vector_costs
 from hesse.bilevel.trace import BilevelResult, TraceRow
 from hesse.bilevel.trace_plot import plot_traces
 

@@ -13,7 +13,7 @@ import torch
 from scipy.optimize import nnls
 from torch import Generator, Tensor
 
-from hesse.bilevel.lower import solve_lower
+from hesse.bilevel.hypergradients.lower import solve_lower
 from hesse.bilevel.normalized_momentum import unit_direction
 from hesse.bilevel.oracle import Oracle
 from hesse.bilevel.problem import BilevelProblem

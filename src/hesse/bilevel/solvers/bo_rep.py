@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hesse.bilevel.counts import Budget
-from hesse.bilevel.lower import solve_lower
+from hesse.bilevel.hypergradients.lower import solve_lower
 from hesse.bilevel.normalized_momentum import unit_direction
 from hesse.bilevel.oracle import JointProducts
 from hesse.bilevel.problem import BilevelProblem

@@ -14,9 +14,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from hesse.bilevel.lagrangian import LowerLagrangian, solve_constrained_lower, solve_saddle
+from hesse.bilevel.constrained.lagrangian import LowerLagrangian, solve_constrained_lower, solve_saddle
+from hesse.bilevel.constrained.saddle_steps import SaddleMethod, lv_steps
 from hesse.bilevel.problem import BilevelProblem
-from hesse.bilevel.saddle_steps import SaddleMethod, lv_steps
 from hesse.bilevel.solvers.base import BilevelSolver, positive
 from hesse.bilevel.trace import TraceRow
 from hesse.bilevel.tree import Tree

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hesse.bilevel import BilevelProblem, problems, proximal_lagrangian_value
-from hesse.bilevel.lagrangian import LowerLagrangian, solve_constrained_lower
+from hesse.bilevel.constrained.lagrangian import LowerLagrangian, solve_constrained_lower
 from hesse.bilevel.oracle import Oracle
 from hesse.errors import ArgumentError, ConvergenceError, ShapeError
 from tests.bilevel.cases import central_differences, relative, seeded

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from hesse.bilevel import LVHBA, BilevelProblem, Budget, problems, stacked
-from hesse.bilevel.lagrangian import LowerLagrangian, solve_saddle
+from hesse.bilevel.constrained.lagrangian import LowerLagrangian, solve_saddle
+from hesse.bilevel.constrained.saddle_steps import lv_steps, saddle_operator
 from hesse.bilevel.oracle import Oracle
-from hesse.bilevel.saddle_steps import lv_steps, saddle_operator
 from hesse.errors import ArgumentError
 from hesse.linalg import AffineEquality, Halfspace
 from tests.bilevel.cases import relative, seeded

@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from hesse.bilevel.checks import require_separate_sets, warn_of_rounding
-from hesse.bilevel.hypergradient_result import HyperGradient
+from hesse.bilevel.hypergradients.result import HyperGradient
 from hesse.bilevel.oracle import Oracle
 from hesse.bilevel.problem import BilevelProblem
 from hesse.bilevel.tree import Tree

@@ -10,8 +10,8 @@ import torch
 from torch import Generator, Tensor
 
 from hesse.bilevel.checks import require_separate_sets
+from hesse.bilevel.hypergradients.penalty import minimise_penalty
 from hesse.bilevel.oracle import Oracle
-from hesse.bilevel.penalty import minimise_penalty
 from hesse.bilevel.problem import BilevelProblem
 from hesse.bilevel.tree import Tree
 from hesse.errors import ArgumentError

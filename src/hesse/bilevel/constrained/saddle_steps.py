@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from hesse.bilevel.lagrangian import LowerLagrangian
+from hesse.bilevel.constrained.lagrangian import LowerLagrangian
 from hesse.curvature.hessian import hessian
 from hesse.errors import ArgumentError
 from hesse.linalg.basic import FunctionOperator

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from hesse.bilevel import BilevelProblem, hypergradient, penalty_hypergradient, problems
+from hesse.bilevel.hypergradients.penalty import gradient_lipschitz, minimise_penalty
 from hesse.bilevel.oracle import Oracle
-from hesse.bilevel.penalty import gradient_lipschitz, minimise_penalty
 from hesse.errors import ArgumentError, NumericalError, ShapeError
 from hesse.linalg import Box
 from tests.bilevel.cases import relative, seeded

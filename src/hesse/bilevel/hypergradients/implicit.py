@@ -10,11 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import Generator, Tensor
 
-from hesse.bilevel.adjoint import inverse_norm, solve_adjoint
-from hesse.bilevel.hypergradient_result import HyperGradient
-from hesse.bilevel.lower import solve_lower
+from hesse.bilevel.hypergradients.adjoint import inverse_norm, solve_adjoint
+from hesse.bilevel.hypergradients.lower import solve_lower
+from hesse.bilevel.hypergradients.penalty import penalty_hypergradient
+from hesse.bilevel.hypergradients.result import HyperGradient
 from hesse.bilevel.oracle import Oracle
-from hesse.bilevel.penalty import penalty_hypergradient
 from hesse.bilevel.problem import BilevelProblem
 from hesse.bilevel.tree import Tree
 from hesse.errors import ArgumentError

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
-from hesse.bilevel.hypergradient_result import HyperGradient
+from hesse.bilevel.hypergradients.result import HyperGradient
 from hesse.bilevel.oracle import Oracle
 from hesse.bilevel.problem import BilevelProblem
 from hesse.bilevel.tree import Tree
