@@ -4,7 +4,6 @@ from hesse.bilevel.hypergradients.adjoint import Adjoint, AdjointMethod, inverse
 from hesse.bilevel.hypergradients.degenerate import degenerate_hypergradient
 from hesse.bilevel.hypergradients.error_bound import ErrorBound, proximal_error_bound
 from hesse.bilevel.hypergradients.implicit import (
-    HyperGradient,
     HypergradientMethod,
     hypergradient,
     unroll,
