@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hesse.bilevel.constrained.piecewise_quadratic import minimize_hinge_squares
+from hesse.bilevel.piecewise_quadratic import minimize_hinge_squares
 from hesse.errors import ArgumentError, ConvergenceError, NumericalError, ShapeError
 
 __all__ = ["Polyhedron", "SoftMarginRows", "stacked"]

@@ -3,8 +3,8 @@ import torch
 
 from hesse.bilevel import solve_support_vectors, support_vector_costs
 from hesse.bilevel.constrained.lagrangian import LowerLagrangian, solve_constrained_lower
-from hesse.bilevel.constrained.piecewise_quadratic import minimize_hinge_squares
 from hesse.bilevel.oracle import Oracle
+from hesse.bilevel.piecewise_quadratic import minimize_hinge_squares
 from hesse.errors import ArgumentError, ShapeError
 from tests.bilevel.cases import seeded, signs
 

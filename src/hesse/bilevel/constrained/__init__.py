@@ -8,7 +8,6 @@ from hesse.bilevel.constrained.lagrangian import (
     solve_constrained_lower,
     solve_saddle,
 )
-from hesse.bilevel.constrained.piecewise_quadratic import minimize_hinge_squares
 from hesse.bilevel.constrained.saddle_steps import SaddleMethod, lv_steps, saddle_operator
 from hesse.bilevel.constrained.support_vectors import solve_support_vectors, support_vector_costs
 
@@ -18,7 +17,6 @@ __all__ = [
     "Saddle",
     "SaddleMethod",
     "lv_steps",
-    "minimize_hinge_squares",
     "proximal_lagrangian_value",
     "saddle_operator",
     "solve_constrained_lower",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hesse.bilevel.constrained.piecewise_quadratic import minimize_hinge_squares
+from hesse.bilevel.piecewise_quadratic import minimize_hinge_squares
 from hesse.bilevel.problem import BilevelProblem
 from hesse.bilevel.projections import SoftMarginRows
 from hesse.errors import ArgumentError, ShapeError

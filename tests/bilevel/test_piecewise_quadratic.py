@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hesse.bilevel.constrained.piecewise_quadratic import minimize_hinge_squares
+from hesse.bilevel.piecewise_quadratic import minimize_hinge_squares
 from hesse.errors import ConvergenceError
 from tests.bilevel.cases import seeded
 
