@@ -1,4 +1,4 @@
-"""Lower levels with constraints: Lagrangians, their saddle points, and exact solutions of two kinds of them."""
+"""Lower levels with constraints: Lagrangians, their saddle points, and support-vector machines solved exactly."""
 
 from hesse.bilevel.constrained.lagrangian import (
     LowerLagrangian,

@@ -4,6 +4,7 @@ from hesse.linalg.solvers.block_cg import block_cg
 from hesse.linalg.solvers.cg import cg
 from hesse.linalg.solvers.deflation import Deflation
 from hesse.linalg.solvers.fista import fista
+from hesse.linalg.solvers.gaussian_kaczmarz import gaussian_kaczmarz
 from hesse.linalg.solvers.gmres import gmres
 from hesse.linalg.solvers.kaczmarz import randomized_kaczmarz, sketch_and_project
 from hesse.linalg.solvers.lsmr import lsmr
@@ -21,6 +22,7 @@ __all__ = [
     "block_cg",
     "cg",
     "fista",
+    "gaussian_kaczmarz",
     "gmres",
     "jacobi",
     "lsmr",
