@@ -50,6 +50,15 @@ class Method:
 
 METHODS: tuple[Method, ...] = (
     Method(
+        slug="adasketch_newton",
+        family="optim",
+        title="Equality-constrained Newton steps by random projections, as accurate as descent needs",
+        papers=(Paper("Hong, Na, Mahoney, Kolar", 2023, "2305.18379"),),
+        import_path="hesse.optim.adasketch_newton",
+        claim="solves at least nine in ten classical test problems by row steps alone, and agrees with SciPy",
+        status="beta",
+    ),
+    Method(
         slug="bilevel_core",
         family="bilevel",
         title="Hypergradients by implicit and iterative differentiation, and the standard bilevel solvers",
@@ -85,6 +94,19 @@ METHODS: tuple[Method, ...] = (
         status="beta",
     ),
     Method(
+        slug="cbo",
+        family="optim",
+        title="Consensus-based optimisation and consensus hopping: global minima by evaluations alone",
+        papers=(
+            Paper("Riedl, Klock, Geldhauser, Fornasier", 2023, "2306.09778"),
+            Paper("Pinnau, Totzeck, Tse, Martin", 2017, "1604.05648"),
+            Paper("Carrillo, Jin, Li, Zhu", 2021, "1909.09249"),
+        ),
+        import_path="hesse.optim.CBO",
+        claim="leaves valleys that trap gradient descent, and is as good as CBXpy in no more time",
+        status="beta",
+    ),
+    Method(
         slug="curvature_core",
         family="curvature",
         title="Hessian, Gauss-Newton and Fisher operators over a loader, and their spectra",
@@ -104,6 +126,20 @@ METHODS: tuple[Method, ...] = (
         papers=(Paper("Kaneda, Akar, Chen, Kala, Hyde, Teran", 2023, "2205.10763"),),
         import_path="hesse.pde.DeepConjugateDirection",
         claim="needs several times fewer steps than conjugate gradients, on obstacles and grids never seen in training",
+        status="beta",
+    ),
+    Method(
+        slug="diff2",
+        family="optim",
+        title="DIFF2: differentially private training by gradient differences, with exact accounting",
+        papers=(
+            Paper("Murata, Suzuki", 2023, "2302.03884"),
+            Paper("Balle, Barthe, Gaboardi, Hsu, Sato", 2020, "1905.09982"),
+            Paper("Mironov, Talwar, Zhang", 2019, "1908.10530"),
+        ),
+        import_path="hesse.optim.DIFF2",
+        claim="ends at smaller gradients than private gradient descent at the same budget when records are many, and "
+        "accounts as opacus does",
         status="beta",
     ),
     Method(
@@ -199,6 +235,15 @@ METHODS: tuple[Method, ...] = (
         status="beta",
     ),
     Method(
+        slug="monge_gap",
+        family="transport",
+        title="The Monge gap: a regulariser that makes any network an optimal transport map, for any cost",
+        papers=(Paper("Uscidda, Cuturi", 2023, "2302.04953"),),
+        import_path="hesse.transport.MongeMap",
+        claim="maps near the optimal one where a fit of the image alone turns or crosses, on planes and on a sphere",
+        status="beta",
+    ),
+    Method(
         slug="optimistic_omd",
         family="optim",
         title="Optimistic online mirror descent, for losses that drift, are drawn at random, or both",
@@ -220,6 +265,18 @@ METHODS: tuple[Method, ...] = (
         ),
         import_path="hesse.bilevel.PenaltyBilevel",
         claim="finds the best of many lower solutions, and cleans data as well as solvers by second derivatives",
+        status="beta",
+    ),
+    Method(
+        slug="policy_gradient",
+        family="rl",
+        title="Normalised and Hessian-aided policy gradients: N-PG-IGT, HARPG, N-HARPG",
+        papers=(
+            Paper("Fatkhullin, Barakat, Kireeva, He", 2023, "2302.01734"),
+            Paper("Cutkosky, Mehta", 2020, "2002.03305"),
+        ),
+        import_path="hesse.rl.NPGIGT",
+        claim="remembers old batches without momentum's bias: errors of the gradient far below, against exact ones",
         status="beta",
     ),
     Method(
@@ -248,12 +305,42 @@ METHODS: tuple[Method, ...] = (
         status="beta",
     ),
     Method(
+        slug="sinkhorn_newton_sparse",
+        family="transport",
+        title="Sinkhorn-Newton-Sparse: entropic optimal transport to high accuracy, batched and differentiable",
+        papers=(
+            Paper("Tang, Shavlovsky, Rahmanian, Tardini, Thekumparampil, Xiao, Ying", 2024, "2401.12253"),
+            Paper("Wu, Liang, Yang", 2025, "2502.03749"),
+        ),
+        import_path="hesse.transport.sinkhorn_newton",
+        claim="reaches ten digits in a few Newton steps where Sinkhorn needs thousands of sweeps, on hard costs too",
+        status="beta",
+    ),
+    Method(
         slug="smash_spgemm",
         family="linalg",
         title="Sparse matrix product by windows and a hashed scratchpad, with a model of its memory traffic",
         papers=(Paper("Shivdikar", 2021, "2105.14156"),),
         import_path="hesse.linalg.spgemm",
         claim="multiplies matrices of many partial products a row faster than SciPy; counts traffic and probes",
+        status="beta",
+    ),
+    Method(
+        slug="subgm",
+        family="optim",
+        title="Robust recovery of low-rank matrices by sub-gradients from a tiny start, whatever rank is allowed",
+        papers=(Paper("Ma, Fattahi", 2023, "2202.08788"),),
+        import_path="hesse.optim.SubGM",
+        claim="recovers under gross errors with the rank unknown, where least squares and a large start do not",
+        status="beta",
+    ),
+    Method(
+        slug="target_surrogates",
+        family="optim",
+        title="Target-based surrogates: one expensive gradient on a model's outputs, many updates of its parameters",
+        papers=(Paper("Lavington, Vaswani, Babanezhad, Schmidt, Le Roux", 2023, "2302.02607"),),
+        import_path="hesse.optim.SSO",
+        claim="far fewer oracle gradients than descent, tuned or with line search, and expert labels in imitation",
         status="beta",
     ),
     Method(

@@ -35,8 +35,8 @@ BLUE, RED, GOLD, GREEN = "#2a6f97", "#9e2a2b", "#e09f3e", "#5aa469"
 # ---------------
 # The lower loss vanishes on a circle of radius x. The upper one asks for a point to the upper left, and for a radius
 # near 2. Both solvers start at the lower right. The copy y of the penalty method walks along the valley's floor, whose
-# radius shrinks and grows meanwhile, to the point that f prefers; z only follows the radius. SOBA cannot turn: along the
-# floor its linear system is singular. What is left to it is to shrink the radius, until the valley is a point.
+# radius shrinks and grows meanwhile, to the point that f prefers; z only follows the radius. SOBA cannot turn: along
+# the floor its linear system is singular. What is left to it is to shrink the radius, until the valley is a point.
 
 target = torch.tensor([-1.6, 1.9], dtype=torch.float64)
 valley = BilevelProblem(

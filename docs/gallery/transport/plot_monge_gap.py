@@ -38,7 +38,7 @@ train, test = X[:2000], X[2000:]
 # The cost is the distance |x - y|. Both networks start at the same random weights and see the same batches. The image
 # is about as good in both pictures; the routes are not.
 
-settings = {"cost": "euclidean", "form": "direct", "max_iter": 300, "batch_size": 200}
+settings = {"cost": "euclidean", "form": "direct", "max_iter": 600, "batch_size": 200}
 fits = {lam: MongeMap(lam=lam, **settings).fit(train, Y) for lam in (0.0, 1.0)}
 
 fig, axes = plt.subplots(1, 2, figsize=(10, 5), sharex=True, sharey=True, constrained_layout=True)

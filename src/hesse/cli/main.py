@@ -22,6 +22,7 @@ from hesse.cli.influence_report import report
 from hesse.cli.influence_score import score
 from hesse.cli.influence_top import top
 from hesse.cli.methods import methods
+from hesse.cli.rl_train import train
 from hesse.cli.verify import verify
 
 __all__ = ["app", "main"]
@@ -71,6 +72,10 @@ compress = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Which 
 app.add_typer(compress, name="compress")
 for _name, _command in {"plan": plan, "prune": prune, "quantize": quantize}.items():
     compress.command(_name)(_command)
+rl = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Which policy earns most?")
+rl.callback()(lambda: None)  # a group, however few its commands are
+app.add_typer(rl, name="rl")
+rl.command("train")(train)
 app.command("methods")(methods)
 app.command("verify")(verify)
 
