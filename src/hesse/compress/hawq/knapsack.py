@@ -312,8 +312,8 @@ def milp_choices(rows: Mapping[str, Sequence[Row]], limits: Mapping[str, float])
             if answer.status == 2:
                 raise ArgumentError(f"limits: no plan meets {asked} together")
             raise NumericalError(f"milp found no plan for {asked}: {answer.message}")
-        value = np.inf if answer.x is None else float(omega @ answer.x.round())
-        if not value < best * (1 - _GAIN):
+        value = np.inf if answer.x is None else float((omega * answer.x.round()).sum())
+        if answer.x is None or not value < best * (1 - _GAIN):
             return choices.argmax(1).astype(np.int16)
         best, choices = value, answer.x.reshape(len(first), m)
         if best <= 0:
