@@ -298,14 +298,14 @@ def milp_choices(rows: Mapping[str, Sequence[Row]], limits: Mapping[str, float])
     asked = ", ".join(f"{name} <= {limit:g}" for name, limit in limits.items())
     # the solver stops at a gap of 1e-6, absolute. So it is asked again in units of what it found, and without the
     # options that are worse than all of that by themselves, until it finds nothing better
-    best, scale, allowed = np.inf, float(np.abs(omega).max()) or 1.0, np.ones(len(omega))
+    best, scale, barred = np.inf, float(np.abs(omega).max()) or 1.0, np.zeros(len(omega))
     choices = np.zeros((len(first), m))
     while True:
         answer = milp(
-            np.where(allowed > 0, omega, 0) / scale,
+            np.where(barred > 0, 0, omega) / scale,
             integrality=np.ones(len(omega)),
-            bounds=Bounds(0, allowed),
-            constraints=constraints,
+            bounds=Bounds(0, 1),
+            constraints=[*constraints, LinearConstraint(barred[None, :], -np.inf, 0)],
             options={"mip_rel_gap": 0.0},
         )
         if answer.x is None and np.isinf(best):
@@ -318,4 +318,4 @@ def milp_choices(rows: Mapping[str, Sequence[Row]], limits: Mapping[str, float])
         best, choices = value, answer.x.reshape(len(first), m)
         if best <= 0:
             return choices.argmax(1).astype(np.int16)
-        scale, allowed = best * _ZOOM, (omega <= best).astype(float)
+        scale, barred = best * _ZOOM, (omega > best).astype(float)
