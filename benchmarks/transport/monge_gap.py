@@ -57,7 +57,7 @@ def fit_gaussians(pair: GaussianPair, steps: int, seed: int, lam: float) -> Gaus
 
 def gaussian_maps(scale: Scale) -> list[Claim]:
     """Random Gaussians, c = |x - y|²/2, 300 steps: distance to the known map with the gap and without."""
-    steps = scale(smoke=30, full=300)
+    steps = scale(smoke=8, full=300)
     rows: dict[str, object] = {}
     judged: dict[float, list[GaussianFit]] = {}
     for d in scale(smoke=(4,), full=(2, 4, 8)):
@@ -122,7 +122,7 @@ def other_costs(scale: Scale) -> list[Claim]:
     Networks start at random (form "direct") in both arms: one that starts from the identity, our default, is already
     near an optimal map here without the gap, which the rows "from the identity" show.
     """
-    steps, points = scale(smoke=20, full=400), scale(smoke=200, full=2000)
+    steps, points = scale(smoke=4, full=400), scale(smoke=80, full=2000)
     claims = []
     problems = {"moons to s-curve": curves, "line": line}
     for place, make in problems.items():
@@ -154,7 +154,7 @@ def other_costs(scale: Scale) -> list[Claim]:
 
 def sphere_maps(scale: Scale) -> list[Claim]:
     """Two clouds on the sphere, c = half the squared angle, lam = 5."""
-    steps, points = scale(smoke=20, full=500), scale(smoke=200, full=2000)
+    steps, points = scale(smoke=4, full=500), scale(smoke=80, full=2000)
     runs = {
         lam: [train(sphere(seed), Geodesic(), lam, steps, seed, None, points) for seed in seeds(scale)]
         for lam in (0.0, 5.0)
@@ -171,7 +171,7 @@ def sphere_maps(scale: Scale) -> list[Claim]:
 
 def ott_estimator(scale: Scale) -> list[Claim]:
     """MongeGapEstimator on the Gaussians of d = 4, with the same network, losses, batch, steps and learning rates."""
-    steps = scale(smoke=10, full=300)
+    steps = scale(smoke=4, full=300)
     ours, peers, our_seconds, peer_seconds = [], [], [], []
     for seed in seeds(scale):
         pair = gaussians(4, seed)
@@ -196,7 +196,7 @@ def icnn(scale: Scale) -> list[Claim]:
     The bars are ours: the literature gives none. "Comparable" is read as within a factor of two of each other's mean,
     "more stable" as a smaller spread (standard deviation) over seeds.
     """
-    steps = scale(smoke=10, full=300)
+    steps = scale(smoke=4, full=300)
     rows: dict[str, object] = {}
     table: dict[int, tuple[list[float], list[float]]] = {}
     for d in (2, 8):

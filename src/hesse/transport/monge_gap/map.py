@@ -40,7 +40,8 @@ class MongeMap:
     cost : str, Cost or callable, default "sqeuclidean"
         c; see `hesse.transport.as_cost`.
     lam : float, default 1.0
-        Weight of the gap, in units of the mean cost. Results vary little from 0.1 to 1; zero leaves the gap out.
+        Weight of the gap, in units of the mean cost; zero leaves it out. Gaussians in four dimensions come out nearer
+        to the optimal map with 1 than with 0.1; clouds on the sphere want 5.
     fit_loss : "sinkhorn" or callable, default "sinkhorn"
         Δ, or a function of T(x) and y, both batches, that returns a scalar.
     form : {"residual", "structured", "sphere", "direct"}, optional
