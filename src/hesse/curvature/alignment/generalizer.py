@@ -3,14 +3,14 @@
 Shapes: N rows, F columns, K classes.
 """
 
-import inspect
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hesse._estimator import Estimator
 from hesse.curvature.alignment.loss import HessianAlignmentLoss, Penalty, PenaltyName
 from hesse.errors import ArgumentError, ArgumentTypeError, ShapeError
 
@@ -19,7 +19,7 @@ __all__ = ["DomainGeneralizer"]
 Array = np.ndarray | Tensor
 
 
-class DomainGeneralizer:
+class DomainGeneralizer(Estimator):
     """Classify rows of domains not seen in training, by a network whose head agrees across those that were.
 
     Full-batch Adam on the loss of `HessianAlignmentLoss`. Two classes share one logit, more have one each. Defaults are
@@ -93,46 +93,6 @@ class DomainGeneralizer:
         self.weight_decay = weight_decay
         self.max_iter = max_iter
         self.random_state = random_state
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Give the constructor's arguments back.
-
-        Parameters
-        ----------
-        deep : bool, default True
-            There are no estimators inside, so it changes nothing; scikit-learn passes it.
-
-        Returns
-        -------
-        dict
-            By name.
-        """
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
-
-    def set_params(self, **params: Any) -> Self:
-        """Change arguments of the constructor.
-
-        Parameters
-        ----------
-        **params
-            By name.
-
-        Returns
-        -------
-        DomainGeneralizer
-            Itself.
-
-        Raises
-        ------
-        ArgumentError
-            If there is no such argument.
-        """
-        known = self.get_params()
-        for name, value in params.items():
-            if name not in known:
-                raise ArgumentError(f"DomainGeneralizer: no parameter {name!r}; there are {', '.join(known)}")
-            setattr(self, name, value)
-        return self
 
     def fit(self, X: Array, y: Array, domains: Array) -> Self:
         """Train on rows that say which domain they come from.

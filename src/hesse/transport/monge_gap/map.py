@@ -1,15 +1,15 @@
 """A network trained to carry one cloud of points to another.   Shapes: N, M points in D, E coordinates."""
 
 import copy
-import inspect
 import warnings
 from collections.abc import Sequence
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
+from hesse._estimator import Estimator
 from hesse.errors import ArgumentError, NumericalError, ShapeError
 from hesse.transport.costs import Cost, CostLike, Geodesic, as_cost
 from hesse.transport.monge_gap._checks import Array, points_of, weights_of
@@ -26,7 +26,7 @@ FEW_POINTS = 32  # in a smaller batch the optimal pairing of the batch itself is
 GAP_POINTS = 1000  # of the source, for the exact gap after training
 
 
-class MongeMap:
+class MongeMap(Estimator):
     """Fit T with T#μ = ν, optimal for a cost c, to samples of μ and ν.
 
     Adam on Δ(T#μ, ν) / mean |y - y'|² + lam M(T) / mean c(x, y): Δ is the Sinkhorn divergence with the squared
@@ -130,46 +130,6 @@ class MongeMap:
         self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.random_state = random_state
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Give the constructor's arguments back.
-
-        Parameters
-        ----------
-        deep : bool, default True
-            There are no estimators inside, so it changes nothing; scikit-learn passes it.
-
-        Returns
-        -------
-        dict
-            By name.
-        """
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
-
-    def set_params(self, **params: Any) -> Self:
-        """Change arguments of the constructor.
-
-        Parameters
-        ----------
-        **params
-            By name.
-
-        Returns
-        -------
-        MongeMap
-            Itself.
-
-        Raises
-        ------
-        ArgumentError
-            If there is no such argument.
-        """
-        known = self.get_params()
-        for name, value in params.items():
-            if name not in known:
-                raise ArgumentError(f"MongeMap: no parameter {name!r}; there are {', '.join(known)}")
-            setattr(self, name, value)
-        return self
 
     def fit(self, X: Array, Y: Array, source_weight: Tensor | None = None, target_weight: Tensor | None = None) -> Self:
         """Train on samples of source and target, which need not be paired nor as many.
