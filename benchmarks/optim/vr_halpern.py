@@ -28,7 +28,7 @@ from hesse.optim import (
     vr_forb,
     vr_halpern,
 )
-from hesse.optim.monotone.estimators import ESTIMATORS
+from hesse.optim.vr_halpern.estimators import ESTIMATORS
 
 __all__ = ["CLAIMS"]
 

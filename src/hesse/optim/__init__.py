@@ -55,24 +55,6 @@ from hesse.optim.diff2 import (
 )
 from hesse.optim.kfac import KFAC
 from hesse.optim.mfac import MFAC
-from hesse.optim.monotone import (
-    Certificate,
-    FiniteSumOperator,
-    HalpernState,
-    InclusionResult,
-    MatrixGame,
-    SaddleProblem,
-    extra_anchored_gradient,
-    extragradient,
-    halpern,
-    inclusion_residual,
-    inexact_halpern,
-    lipschitz_estimate,
-    matrix_game,
-    saddle_operator,
-    vr_forb,
-    vr_halpern,
-)
 from hesse.optim.online import (
     ONS,
     AdaGradNorm,
@@ -118,6 +100,24 @@ from hesse.optim.subgm import (
     sign_rip_deviation,
 )
 from hesse.optim.target_surrogates import SSO, OracleCounter, StepInfo, target_surrogate
+from hesse.optim.vr_halpern import (
+    Certificate,
+    FiniteSumOperator,
+    HalpernState,
+    InclusionResult,
+    MatrixGame,
+    SaddleProblem,
+    extra_anchored_gradient,
+    extragradient,
+    halpern,
+    inclusion_residual,
+    inexact_halpern,
+    lipschitz_estimate,
+    matrix_game,
+    saddle_operator,
+    vr_forb,
+    vr_halpern,
+)
 
 __all__ = [
     "BVRLSGD",

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from hesse.bilevel.hypergradients.adjoint import solve_adjoint
-from hesse.bilevel.hypergradients.lower import solve_lower
+from hesse.bilevel.hypergradient.adjoint import solve_adjoint
+from hesse.bilevel.hypergradient.lower import solve_lower
 from hesse.bilevel.problem import BilevelProblem
 from hesse.bilevel.solvers.base import BilevelSolver, positive
 from hesse.errors import ConvergenceError

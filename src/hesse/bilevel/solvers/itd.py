@@ -5,7 +5,7 @@ y_{k+1} = y_k - a g_y(x, y_k) for N steps,   x ← P(x - lr ∇_x f(x, y_N(x)))
 
 from torch import Tensor
 
-from hesse.bilevel.hypergradients.implicit import unroll
+from hesse.bilevel.hypergradient.unrolled import unroll
 from hesse.bilevel.problem import BilevelProblem
 from hesse.bilevel.solvers.base import BilevelSolver, positive
 
