@@ -9,12 +9,10 @@ from torch import Generator, Tensor
 from hesse.linalg._arguments import single_operator
 from hesse.linalg.convert import as_linear_operator
 from hesse.linalg.operator import LinearOperator
-from hesse.linalg.solvers.kaczmarz import StopFunction, _drive, _prepare
+from hesse.linalg.solvers._projecting import BLOCK, StopFunction, drive, equation_limits, prepare, project_in_turn
 from hesse.linalg.solvers.solution import Solution
 
 __all__ = ["gaussian_kaczmarz"]
-
-_BLOCK = 64  # steps that are taken together, as in `randomized_kaczmarz`
 
 
 def gaussian_kaczmarz(
@@ -78,19 +76,13 @@ def gaussian_kaczmarz(
     call = "gaussian_kaczmarz"
     operator = single_operator(call, as_linear_operator(operator))
     m = operator.shape[0]
-    x, b, wide = _prepare(call, operator, b, start)
+    x, b, wide = prepare(call, operator, b, start)
     home = operator.device if generator is None else generator.device
 
     def advance(x: Tensor, width: int) -> Tensor:
         mixing = torch.randn(m, width, generator=generator, dtype=wide, device=home).to(operator.device, operator.dtype)
         rows = operator.rmatmat(mixing).mT.to(wide)
-        # successive projections are one triangular solve; rows of zeros, as of A = 0, are passed over
-        triangle = (rows @ rows.T).tril()
-        zero = triangle.diagonal() == 0
-        gap = (b @ mixing.to(wide) - rows @ x).masked_fill(zero, 0)
-        triangle = triangle + torch.diag(zero.to(wide))
-        return x + rows.T @ torch.linalg.solve_triangular(triangle, gap.unsqueeze(1), upper=False).squeeze(1)
+        return project_in_turn(x, rows, b @ mixing.to(wide))
 
-    limit = max_steps if max_steps is not None else 200 * m
-    every = check_every if check_every is not None else -(-m // _BLOCK) * _BLOCK
-    return _drive(call, operator, b, x, advance, _BLOCK, limit, every, rtol, atol, stop_fn)
+    limit, every = equation_limits(m, max_steps, check_every)
+    return drive(call, operator, b, x, advance, BLOCK, limit, every, rtol, atol, stop_fn)

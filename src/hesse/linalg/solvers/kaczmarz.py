@@ -9,21 +9,18 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from hesse.errors import ArgumentError, NumericalError, ShapeError
-from hesse.linalg._arguments import at_least, same_numbers, single_operator, wide_dtype
+from hesse.errors import ArgumentError, NumericalError
+from hesse.linalg._arguments import at_least, single_operator
 from hesse.linalg.basic import Dense
 from hesse.linalg.convert import as_linear_operator
 from hesse.linalg.operator import LinearOperator
 from hesse.linalg.sketch import SRHT, CountSketch, GaussianSketch, SparseSign
-from hesse.linalg.solvers.solution import Solution, Status
+from hesse.linalg.solvers._projecting import BLOCK, StopFunction, drive, equation_limits, prepare, project_in_turn
+from hesse.linalg.solvers.solution import Solution
 
 __all__ = ["SketchName", "StopFunction", "randomized_kaczmarz", "sketch_and_project"]
 
 SketchName = Literal["gaussian", "rows", "countsketch", "srht", "sparse_sign"]
-StopFunction = Callable[[Tensor, float], bool]
-"""Given x and ‖A x - b‖, whether to stop."""
-
-_BLOCK = 64  # Kaczmarz steps that are taken together; larger blocks waste flops on their triangle
 _SKETCHES = {"gaussian": GaussianSketch, "countsketch": CountSketch, "srht": SRHT, "sparse_sign": SparseSign}
 
 
@@ -91,7 +88,7 @@ def randomized_kaczmarz(
     call = "randomized_kaczmarz"
     operator = single_operator(call, as_linear_operator(operator))
     m = operator.shape[0]
-    x, b, wide = _prepare(call, operator, b, start)
+    x, b, wide = prepare(call, operator, b, start)
     if sampling not in ("norm", "uniform"):
         raise ArgumentError(f"{call}: sampling must be norm or uniform, got {sampling!r}")
     if sampling == "norm":
@@ -111,15 +108,10 @@ def randomized_kaczmarz(
         points = torch.rand(width, generator=generator, dtype=torch.float64, device=home) * weights[-1]
         index = torch.searchsorted(weights, points, right=True).clamp_max(m - 1).to(operator.device)
         rows = operator.rows(index).to(wide)
-        triangle = (rows @ rows.T).tril()
-        zero = triangle.diagonal() == 0
-        gap = (b[index] - rows @ x).masked_fill(zero, 0)
-        triangle = triangle + torch.diag(zero.to(wide))
-        return x + rows.T @ torch.linalg.solve_triangular(triangle, gap.unsqueeze(1), upper=False).squeeze(1)
+        return project_in_turn(x, rows, b[index])
 
-    limit = max_steps if max_steps is not None else 200 * m
-    every = check_every if check_every is not None else -(-m // _BLOCK) * _BLOCK
-    return _drive(call, operator, b, x, advance, _BLOCK, limit, every, rtol, atol, stop_fn)
+    limit, every = equation_limits(m, max_steps, check_every)
+    return drive(call, operator, b, x, advance, BLOCK, limit, every, rtol, atol, stop_fn)
 
 
 def sketch_and_project(
@@ -187,7 +179,7 @@ def sketch_and_project(
     m = operator.shape[0]
     at_least(call, "block_size", block_size, 1)
     width = min(block_size, m)
-    x, b, wide = _prepare(call, operator, b, start)
+    x, b, wide = prepare(call, operator, b, start)
     if isinstance(sketch, str) and sketch != "rows" and sketch not in _SKETCHES:
         raise ArgumentError(f"{call}: sketch must be a function or one of rows, {', '.join(_SKETCHES)}; got {sketch!r}")
     home = operator.device if generator is None else generator.device
@@ -221,78 +213,4 @@ def sketch_and_project(
 
     limit = max_steps if max_steps is not None else max(200 * m // width, 1)
     every = check_every if check_every is not None else max(m // width, 1)
-    return _drive(call, operator, b, x, advance, 1, limit, every, rtol, atol, stop_fn)
-
-
-def _prepare(
-    call: str, operator: LinearOperator, b: Tensor, start: Tensor | None
-) -> tuple[Tensor, Tensor, torch.dtype]:
-    m, n = operator.shape
-    if operator.dtype.is_complex:
-        raise ArgumentError(f"{call}: expected a real operator, got {operator.dtype}")
-    if min(m, n) == 0:
-        raise ShapeError(f"{call}: expected an operator with rows and columns, got shape {operator.shape}")
-    if b.shape != (m,):
-        raise ShapeError(f"{call}: expected b of shape ({m},), got {tuple(b.shape)}")
-    same_numbers(call, "b", b, operator)
-    if start is not None:
-        if start.shape != (n,):
-            raise ShapeError(f"{call}: expected start of shape ({n},), got {tuple(start.shape)}")
-        same_numbers(call, "start", start, operator)
-    if not bool(torch.isfinite(b).all()):
-        raise NumericalError(f"{call}: b has NaN or Inf")
-    wide = wide_dtype(operator.dtype)
-    x = torch.zeros(n, dtype=wide, device=operator.device) if start is None else start.detach().to(wide)
-    return x, b.detach().to(wide), wide
-
-
-def _drive(
-    call: str,
-    operator: LinearOperator,
-    b: Tensor,
-    x: Tensor,
-    advance: Callable[[Tensor, int], Tensor],
-    block: int,
-    limit: int,
-    every: int,
-    rtol: float,
-    atol: float,
-    stop_fn: StopFunction | None,
-) -> Solution:
-    at_least(call, "rtol", rtol, 0)
-    at_least(call, "atol", atol, 0)
-    at_least(call, "max_steps", limit, 1)
-    at_least(call, "check_every", every, 1)
-    goal = max(rtol * float(torch.linalg.vector_norm(b)), atol)
-    history: list[Tensor] = []
-    taken, next_look = 0, 0
-    status = Status.MAX_STEPS
-    with torch.no_grad():
-        while True:
-            if taken >= next_look or taken >= limit:
-                image = operator.matmat(x.to(operator.dtype).unsqueeze(1)).squeeze(1).to(x.dtype)
-                history.append(torch.linalg.vector_norm(image - b))
-                reached = float(history[-1])
-                if not bool(torch.isfinite(history[-1])):
-                    status = Status.BREAKDOWN
-                    break
-                if reached <= goal or (stop_fn is not None and stop_fn(x.to(operator.dtype), reached)):
-                    status = Status.CONVERGED
-                    break
-                if taken >= limit:
-                    break
-                next_look = taken + every
-            width = min(block, limit - taken)
-            x = advance(x, width)
-            taken += width
-    if status is Status.BREAKDOWN and len(history) == 1:
-        raise NumericalError(f"{call}: the operator has NaN or Inf")
-    return Solution(
-        x.to(operator.dtype),
-        torch.tensor(status is Status.CONVERGED, device=operator.device),
-        taken,
-        history[-1],
-        status,
-        call,
-        history=torch.stack(history),
-    )
+    return drive(call, operator, b, x, advance, 1, limit, every, rtol, atol, stop_fn)
