@@ -13,6 +13,8 @@ from hesse.linalg._arguments import at_least, same_numbers, wide_dtype
 from hesse.linalg.operator import LinearOperator
 from hesse.linalg.solvers.solution import Solution, Status
 
+__all__ = ["BLOCK", "StopFunction", "drive", "equation_limits", "prepare", "project_in_turn"]
+
 StopFunction = Callable[[Tensor, float], bool]
 """Given x and ‖A x - b‖, whether to stop."""
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from hesse.errors import ArgumentError, NumericalError
+from hesse.transport.problem import Problem, kernel
+from hesse.transport.sweeps import log_potentials, scaling_sweeps
 
 __all__ = ["EntropicPlan", "check_finite", "check_scale", "entropic_plan", "self_plan"]
 
@@ -97,38 +99,28 @@ def entropic_plan(cost: Tensor, eps: float, a: Tensor, b: Tensor, *, tol: float,
     Returns
     -------
     EntropicPlan
-        With ``converged`` False where the bound was not met. 10 sweeps cost some 3 exponentials of the matrix and 18
+        With ``converged`` False where the bound was not met. 10 sweeps cost some 3 exponentials of the matrix and 20
         products with it, a fifth of ten sweeps in the log domain.
     """
-    scaled, log_a, log_b = cost / eps, a.log(), b.log()
-    # both potentials as logarithms of scalings: P = exp(row_i + column_j - C_ij / eps)
-    row, column = log_a.clone(), log_b.clone()
+    problem = Problem(cost.unsqueeze(0), a.unsqueeze(0), b.unsqueeze(0), eps, batched=False)
+    scaled, log_a, log_b = problem.scaled, problem.a.log(), problem.b.log()
+    u, v = log_a, log_b
     steps = 0
     while True:
-        row = log_a - (column - scaled).logsumexp(1)
-        logits = row.unsqueeze(1) - scaled
-        column = log_b - logits.logsumexp(0)
-        plan = (logits + column).exp()
-        sums = plan.sum(1)
+        u, v = log_potentials(problem, scaled, u, v, 1)
+        plan = kernel(scaled, u, v)
+        sums = plan.sum(-1)
         steps += 1
-        residual = float((sums - a).abs().sum())
+        residual = float((sums - problem.a).abs().sum())
         if residual <= tol or steps >= max_steps:
             break
-        if bool((sums > SAFE_RANGE * a).all()):
-            left, right, taken = _scale(plan, a, b, min(SCALING_SWEEPS, max_steps - steps - 1))
-            if bool(torch.isfinite(left).all() & torch.isfinite(right).all()):
-                row, column = row + left.log(), column + right.log()
-                steps += taken
-    return EntropicPlan(plan, eps * (row - log_a), eps * (column - log_b), residual <= tol, steps, residual)
-
-
-def _scale(plan: Tensor, a: Tensor, b: Tensor, sweeps: int) -> tuple[Tensor, Tensor, int]:
-    left, right = torch.ones_like(a), torch.ones_like(b)
-    transposed = plan.t().contiguous()
-    for _ in range(sweeps):
-        left = a / (plan @ right)
-        right = b / (transposed @ left)
-    return left, right, max(sweeps, 0)
+        cheap = min(SCALING_SWEEPS, max_steps - steps - 1)
+        if cheap > 0 and bool((sums > SAFE_RANGE * problem.a).all()):
+            moved_u, moved_v, moved_error = scaling_sweeps(problem, plan, u, v, cheap)
+            if bool(moved_error.isfinite()):
+                u, v, steps = moved_u, moved_v, steps + cheap
+    f, g = eps * (u - log_a), eps * (v - log_b)
+    return EntropicPlan(plan[0], f[0], g[0], residual <= tol, steps, residual)
 
 
 @torch.no_grad()

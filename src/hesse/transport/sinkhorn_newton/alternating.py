@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from hesse.errors import ArgumentError
+from hesse.transport.problem import kernel, marginal_error
+from hesse.transport.sinkhorn_newton.arguments import check_problem, check_tolerance
 from hesse.transport.sinkhorn_newton.plan import TransportPlan, TransportStep, finished, start_potentials
-from hesse.transport.sinkhorn_newton.problem import check_problem, check_tolerance, kernel, marginal_error
-from hesse.transport.sinkhorn_newton.sweeps import log_sweeps, sweeps
+from hesse.transport.sweeps import log_sweeps, sweeps
 
 __all__ = ["sinkhorn"]
 

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from hesse.errors import ArgumentError, ConvergenceError
+from hesse.transport.problem import cost_spread
 from hesse.transport.sinkhorn_newton.alternating import sinkhorn
+from hesse.transport.sinkhorn_newton.arguments import check_problem
 from hesse.transport.sinkhorn_newton.newton import COARSEST, sinkhorn_newton
 from hesse.transport.sinkhorn_newton.plan import TransportPlan
-from hesse.transport.sinkhorn_newton.problem import check_problem, cost_spread
 
 __all__ = ["entropic", "linear_bound", "proximal"]
 

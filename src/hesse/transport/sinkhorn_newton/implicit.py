@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from hesse.errors import ConvergenceError
 from hesse.linalg import FunctionOperator, cg
-from hesse.transport.sinkhorn_newton.problem import marginals, times, times_transposed
+from hesse.transport.problem import marginals, times, times_transposed
 from hesse.transport.sinkhorn_newton.system import newton_system
 
 __all__ = ["implicit_potentials", "solve_hessian"]

@@ -12,17 +12,11 @@ import torch
 from torch import Tensor
 
 from hesse.errors import ArgumentError
+from hesse.transport.problem import Problem, cost_spread, kernel, marginals
+from hesse.transport.sinkhorn_newton.arguments import check_problem, check_tolerance
 from hesse.transport.sinkhorn_newton.plan import TransportPlan, TransportStep, finished, start_potentials
-from hesse.transport.sinkhorn_newton.problem import (
-    Problem,
-    check_problem,
-    check_tolerance,
-    cost_spread,
-    kernel,
-    marginals,
-)
-from hesse.transport.sinkhorn_newton.sweeps import scaling_sweeps, sweeps
 from hesse.transport.sinkhorn_newton.system import newton_system
+from hesse.transport.sweeps import scaling_sweeps, sweeps
 
 __all__ = ["sinkhorn_newton"]
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from hesse.errors import ShapeError
+from hesse.transport.problem import Problem
 from hesse.transport.sinkhorn_newton.implicit import implicit_potentials
-from hesse.transport.sinkhorn_newton.problem import Problem
 
 __all__ = ["TransportPlan", "TransportStep", "finished", "start_potentials"]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hesse.linalg import Diagonal, FunctionOperator, LinearOperator, Sparse, cg
-from hesse.transport.sinkhorn_newton.problem import marginals
+from hesse.transport.problem import marginals
 
 __all__ = ["NewtonSystem", "newton_system"]
 

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from hesse.transport.sinkhorn_newton.problem import Problem, kernel, times, times_transposed
+from hesse.transport.problem import Problem, kernel, times, times_transposed
 
-__all__ = ["log_sweeps", "scaling_sweeps", "sweeps"]
+__all__ = ["log_potentials", "log_sweeps", "scaling_sweeps", "sweeps"]
 
 
 def sweeps(problem: Problem, scaled: Tensor, u: Tensor, v: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -95,9 +95,26 @@ def log_sweeps(problem: Problem, scaled: Tensor, u: Tensor, v: Tensor, count: in
     tuple of (Tensor, Tensor, Tensor)
         As `sweeps`.
     """
+    u, v = log_potentials(problem, scaled, u, v, count)
+    return u, v, (kernel(scaled, u, v).sum(-1) - problem.a).abs().sum(-1)
+
+
+def log_potentials(problem: Problem, scaled: Tensor, u: Tensor, v: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Do the work of `log_sweeps`, without a look at the marginals.
+
+    Parameters
+    ----------
+    problem, scaled, u, v, count
+        As in `log_sweeps`.
+
+    Returns
+    -------
+    tuple of (Tensor, Tensor)
+        New potentials.
+    """
     live_a, live_b = problem.a > 0, problem.b > 0
     log_a, log_b = problem.a.log(), problem.b.log()
     for _ in range(count):
         u = torch.where(live_a, log_a - torch.logsumexp(v.unsqueeze(-2) - scaled, -1), 0)
         v = torch.where(live_b, log_b - torch.logsumexp(u.unsqueeze(-1) - scaled, -2), 0)
-    return u, v, (kernel(scaled, u, v).sum(-1) - problem.a).abs().sum(-1)
+    return u, v
