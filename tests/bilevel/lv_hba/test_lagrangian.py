@@ -157,3 +157,22 @@ def test_bad_arguments_are_named():
         LowerLagrangian(with_rows(lambda u, v: torch.ones(1, dtype=torch.float64)), x, y)
     with pytest.raises(ShapeError, match="vector of rows"):
         LowerLagrangian(with_rows(lambda u, v: v.sum()), x, y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1.0, 1e3, 1e6])
+def test_far_from_the_origin_rounding_ends_the_search(size, dtype):
+    """Oracle: the solution in closed form, x moved along (1, ..., 1); no tolerance below rounding is waited for."""
+    x = size * torch.linspace(1, 2, 4, dtype=dtype)
+    problem = BilevelProblem(
+        upper=lambda x, y, batch: y.sum(),
+        lower=lambda x, y, batch: (y - x).square().sum() / 2,
+        x0=x,
+        y0=torch.zeros(4, dtype=dtype),
+        equality=lambda x, y: y.sum().reshape(1) - size,
+    )
+    multiplier = (x.sum() - size) / 4
+    found = proximal_lagrangian_value(problem, x, x - multiplier, multiplier.reshape(1), r=1e9, tol=1e-30)
+    assert found.num_steps < 2000
+    assert relative(found.theta, x - multiplier) < 100 * torch.finfo(dtype).eps
+    assert relative(found.lam, multiplier.reshape(1)) < 100 * torch.finfo(dtype).eps

@@ -285,7 +285,8 @@ def solve_saddle(
         θ and λ. Default: y and z.
     tol : float, default 1e-10
         On the residual; the saddle point is at most (1 + L)/ρ times as far, with ρ = min(1/γ₁, 1/γ₂) and L the
-        Lipschitz constant of the field.
+        Lipschitz constant of the field. A residual of 4ε(‖θ‖ + ‖λ‖ + ‖y‖/γ₁ + ‖z‖/γ₂) is taken whatever ``tol``: it is
+        what rounding leaves of the terms that cancel in it.
     max_steps : int, default 10,000
         Of two gradients each, or more while the step size is sought.
 
@@ -313,10 +314,15 @@ def solve_saddle(
 
     point = oracle.project_y(theta.detach()), lagrangian.confine(lam.detach())
     direction, step = field(point), min(gamma)
-    least = torch.finfo(y.dtype).eps * step
+    eps = torch.finfo(y.dtype).eps
+    least, fixed = eps * step, float(y.norm()) / gamma[0] + float(z.norm()) / gamma[1]
+
+    def small(residual: float, point: tuple[Tensor, Tensor]) -> bool:
+        return residual <= tol or residual <= 4 * eps * (fixed + float(point[0].norm()) + float(point[1].norm()))
+
     for count in range(max_steps):
         residual = distance(point, confined(point, direction, 1.0))
-        if residual <= tol:
+        if small(residual, point):
             return Saddle(*point, residual, True, count)
         while True:
             trial = confined(point, direction, step)
@@ -330,7 +336,7 @@ def solve_saddle(
         point = confined(point, ahead, step)
         direction, step = field(point), _GROW * step
     residual = distance(point, confined(point, direction, 1.0))
-    return Saddle(*point, residual, residual <= tol, max_steps)
+    return Saddle(*point, residual, small(residual, point), max_steps)
 
 
 def solve_constrained_lower(
@@ -422,7 +428,8 @@ def proximal_lagrangian_value(
     r : float, default 1e4
         Bound of the multipliers.
     tol : float, default 1e-10
-        On the saddle's residual; v is off by its square, the gradients by as much as itself, up to constants.
+        On the saddle's residual, see `solve_saddle`; v is off by its square, the gradients by as much as itself, up to
+        constants.
     max_steps : int, default 100,000
         Steps of the saddle solver.
 
