@@ -26,7 +26,7 @@ class PeerMissing(RuntimeError):
 class Scale:
     """The size of a run. Called with both sizes of a setting, it returns the one that applies.
 
-    ``seed`` is whatever the command line gave: a claim must hold for seeds nobody has tried.
+    ``seed`` is whatever the command line gave, modulo 2³¹: a claim must hold for seeds nobody has tried.
     """
 
     name: ScaleName = "full"

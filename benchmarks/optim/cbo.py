@@ -26,6 +26,8 @@ __all__ = ["CLAIMS"]
 
 NEAR = 0.25  # of the origin, in every coordinate: the success of a run on Rastrigin's function
 
+_PEER_SEEDS = 2**32  # numpy's old generators, which cbx and cma seed, take no more
+
 
 def _generator(seed: int, stream: int) -> torch.Generator:
     return torch.Generator().manual_seed(1000 * abs(seed) + stream)
@@ -201,7 +203,7 @@ def _cbx(start: Tensor, sigma: float, steps: int, seed: int) -> np.ndarray:
         max_it=steps,
         track_args={"names": []},
         verbosity=0,
-        seed=seed,
+        seed=seed % _PEER_SEEDS,
     )
     dynamics.optimize(sched=require_peer("cbx.scheduler").scheduler([]))
     return dynamics.consensus[:, 0]
@@ -228,7 +230,7 @@ def _evolution(dim: int, steps: int, seed: int) -> np.ndarray:
 
 
 def _cma(dim: int, steps: int, seed: int) -> np.ndarray:
-    options = {"popsize": 200, "maxiter": steps, "seed": seed + 1, "verbose": -9}
+    options = {"popsize": 200, "maxiter": steps, "seed": seed % (_PEER_SEEDS - 1) + 1, "verbose": -9}
     start = np.random.default_rng(seed).uniform(-3, 3, dim)
     search = require_peer("cma").CMAEvolutionStrategy(start, 1.5, options)
     while not search.stop():

@@ -68,6 +68,7 @@ def test_smoke_judges_only_what_it_can(bench, capsys):
     record = last_json(capsys)
     assert DEFAULT_SCALE == record["scale"] == "smoke"
     assert record["seed"] == -12345678901
+    assert record["claims"][0]["rows"]["seed"] == -12345678901 % 2**31  # what claims may compute with
     assert [(c["name"], c["holds"]) for c in record["claims"]] == [("ratio", None), ("low", True), ("between", True)]
     assert {"name", "measured", "bar", "better", "holds", "rows"} <= set(record["claims"][0])
     assert record["claims"][2]["bar"] == [0.0, 1.0]
