@@ -83,10 +83,10 @@ def curves(seed: int) -> Pair:
         return points @ torch.stack([torch.stack([c, -s]), torch.stack([s, c])]).mT
 
     def moon(n: int, state: int) -> Tensor:
-        points, _ = datasets.make_moons(n_samples=(n, 0), random_state=state, noise=0.05)
+        points, _ = datasets.make_moons(n_samples=(n, 0), random_state=state % 2**32, noise=0.05)
         return turned(torch.as_tensor(points).float(), torch.pi / 6) + torch.tensor([0.0, -0.5])
 
-    points, _ = datasets.make_s_curve(n_samples=TRAIN, random_state=3 * seed + 1, noise=0.05)
+    points, _ = datasets.make_s_curve(n_samples=TRAIN, random_state=(3 * seed + 1) % 2**32, noise=0.05)
     letter = turned(torch.as_tensor(points[:, [2, 0]].copy()).float(), torch.pi / 2)
     return Pair(moon(TRAIN, 3 * seed), 0.6 * letter + torch.tensor([1.0, -2.0]), moon(TEST, 3 * seed + 2))
 
