@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="default: the file in the package")
     options = parser.parse_args()
     solver, seconds = train(options.dim, options.seed, size=options.size)
-    path = options.out or FOLDER / f"dcdm_{options.dim}d.safetensors"
+    path = options.out or FOLDER / f"weights_{options.dim}d.safetensors"
     entry = save_tensors(path, solver.state_dict(with_training=False))
     print(f"{path}: {entry.size:,} bytes, {seconds:.0f} CPU s, loss {float(solver.losses[-100:].mean()):.4f}")
 

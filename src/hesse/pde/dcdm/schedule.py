@@ -14,8 +14,8 @@ from hesse._progress import progress
 from hesse.errors import ArgumentError, ConvergenceError
 from hesse.linalg.operator import LinearOperator
 from hesse.linalg.stencil import PoissonStencil
-from hesse.pde._dcdm_network import DCDMNet, direction_on_grid
-from hesse.pde._dcdm_training import RitzSet, dcdm_loss, ritz_training_set
+from hesse.pde.dcdm.network import DCDMNet, direction_on_grid
+from hesse.pde.dcdm.training import RitzSet, dcdm_loss, ritz_training_set
 
 __all__ = ["OperatorFunction", "Training", "TrainingPlan"]
 

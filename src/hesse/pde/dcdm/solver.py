@@ -13,23 +13,14 @@ from hesse.errors import ArgumentError, ArgumentTypeError, ShapeError
 from hesse.io.tensors import load_tensors
 from hesse.linalg.operator import LinearOperator
 from hesse.linalg.stencil import PoissonStencil
-from hesse.pde._dcdm_directions import DirectionSolution, conjugate_directions
-from hesse.pde._dcdm_network import DCDMNet, direction_on_grid
-from hesse.pde._dcdm_neumann import EnclosedRegions
-from hesse.pde._dcdm_schedule import OperatorFunction, Training, TrainingPlan
-from hesse.pde._dcdm_training import RitzSet, dcdm_loss, ritz_training_set
+from hesse.pde.dcdm.directions import DirectionSolution, conjugate_directions
+from hesse.pde.dcdm.network import DCDMNet, direction_on_grid
+from hesse.pde.dcdm.neumann import EnclosedRegions
+from hesse.pde.dcdm.schedule import OperatorFunction, Training, TrainingPlan
 
-__all__ = [
-    "DCDMNet",
-    "DeepConjugateDirection",
-    "DirectionSolution",
-    "RitzSet",
-    "conjugate_directions",
-    "dcdm_loss",
-    "ritz_training_set",
-]
+__all__ = ["DeepConjugateDirection"]
 
-_WEIGHTS = {dim: Path(__file__).parent / f"dcdm_{dim}d.safetensors" for dim in (2, 3)}
+_WEIGHTS = {dim: Path(__file__).parent / f"weights_{dim}d.safetensors" for dim in (2, 3)}
 
 
 class DeepConjugateDirection:
