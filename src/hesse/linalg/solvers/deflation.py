@@ -3,6 +3,9 @@
 With UᴴAU = I and Π = I - AU Uᴴ the preconditioner M becomes Πᴴ M Π + U Uᴴ, and the start x0 + U Uᴴ r0. The spectrum
 that conjugate gradients sees is that of M A without the part that U spans. In exact arithmetic the residual stays
 orthogonal to U, and Πᴴ M alone would do; but that is not symmetric, and diverges on what rounding adds to the residual.
+
+Where A is indefinite, UᴴAU is no inner product. MINRES works on residuals: with C = AU orthonormal and P = I - C Cᴴ it
+solves P A P y = P r0, and x0 + P y + U Cᴴ (r0 - A P y) has the same residual, the least over U and the Krylov space.
 """
 
 from collections.abc import Callable
@@ -16,7 +19,7 @@ from hesse.linalg._arguments import single_operator, wide_dtype
 from hesse.linalg.operator import LinearOperator
 from hesse.linalg.solvers._block import System
 
-__all__ = ["Deflation", "deflated", "gram_factor"]
+__all__ = ["Deflation", "deflated", "gram_factor", "projected"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +148,7 @@ def deflated(name: str, system: System, operator: LinearOperator, deflation: Def
     """
     operator = single_operator(name, operator)
     found = deflation if isinstance(deflation, Deflation) else Deflation.of(operator, deflation)
-    if found.U.ndim != 2 or len(found.U) != len(system.b) or found.U.device != system.b.device:
-        raise ShapeError(
-            f"{name}: the deflation is {tuple(found.U.shape)} on {found.U.device}, the system of order "
-            f"{len(system.b)} on {system.b.device}"
-        )
+    _fits(name, found.U, system)
     space = Deflation(found.U.to(system.b.dtype), found.AU.to(system.b.dtype))
     start = torch.zeros_like(system.b) if system.x0 is None else system.x0
     r = system.b if system.x0 is None else system.b - system.product(start)
@@ -159,3 +158,69 @@ def deflated(name: str, system: System, operator: LinearOperator, deflation: Def
         x0=start + space.U @ (space.U.mH @ r),
         precondition=lambda block: space.balanced(block, precondition),
     )
+
+
+def projected(
+    name: str, system: System, operator: LinearOperator, deflation: Deflation | Tensor
+) -> tuple[System, Callable[[Tensor, Tensor], Tensor]]:
+    """Take the image of a subspace out of a Hermitian system of any signature.
+
+    Parameters
+    ----------
+    name : str
+        The solver, for messages.
+    system : System
+        As prepared.
+    operator : LinearOperator, shape (n, n)
+        Hermitian A.
+    deflation : Deflation or Tensor of shape (n, d)
+        Any basis; directions whose images depend on others to rounding are dropped. A tensor costs one product with d
+        columns.
+
+    Returns
+    -------
+    System
+        P A P y = P r0, from zero.
+    callable
+        From y and a scale s, (..., 1, k), that it is divided by, to x / s of the given system; one product.
+
+    Raises
+    ------
+    ShapeError
+        If the subspace does not fit, or the operator is a stack.
+    NumericalError
+        If A U has NaN or Inf.
+    """
+    operator = single_operator(name, operator)
+    given = deflation.U if isinstance(deflation, Deflation) else deflation.detach()
+    _fits(name, given, system)
+    U = given.to(system.b.dtype)
+    lengths = torch.linalg.vector_norm(U, dim=0)
+    U = U / torch.where(lengths > 0, lengths, 1)
+    AU = system.product(U) if U.shape[1] else U
+    if not bool(torch.isfinite(AU).all()):
+        raise NumericalError(f"{name}: A times the deflation has NaN or Inf; check it and the operator")
+    image, sizes, turn = torch.linalg.svd(AU, full_matrices=False)
+    kept = sizes > 100 * len(AU) * torch.finfo(sizes.dtype).eps * sizes.max() if len(sizes) else sizes > 0
+    C, U = image[:, kept], U @ (turn.mH[:, kept] / sizes[kept])
+
+    def off(block: Tensor) -> Tensor:
+        return block - C @ (C.mH @ block)
+
+    start = torch.zeros_like(system.b) if system.x0 is None else system.x0
+    r = system.b if system.x0 is None else system.b - system.product(start)
+
+    def lift(y: Tensor, scale: Tensor) -> Tensor:
+        y = off(y)
+        return start / scale + y + U @ (C.mH @ (r / scale - system.product(y)))
+
+    inner = replace(system, b=off(r), x0=None, product=lambda block: off(system.product(off(block))))
+    return inner, lift
+
+
+def _fits(name: str, U: Tensor, system: System) -> None:
+    if U.ndim != 2 or len(U) != len(system.b) or U.device != system.b.device:
+        raise ShapeError(
+            f"{name}: the deflation is {tuple(U.shape)} on {U.device}, the system of order "
+            f"{len(system.b)} on {system.b.device}"
+        )
