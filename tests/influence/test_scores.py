@@ -7,10 +7,11 @@ from torch import nn
 
 from benchmarks.influence._reliability import memory_folder
 from hesse.errors import ArgumentError, ShapeError
+from hesse.influence.assembly import sequence_values
 from hesse.influence.engine import Influence
-from hesse.influence.examples import TokenExamples
+from hesse.influence.examples import TokenExamples, as_examples, split_targets
 from hesse.influence.objective import ClassificationLoss
-from hesse.influence.scores import open_scores, sequence_values
+from hesse.influence.scores import Ranked, open_scores
 from hesse.influence.sequences import Sequence
 from hesse.io import load_tensors
 from tests.influence._tiny import gpt2, tokens
@@ -67,6 +68,85 @@ def test_layers_and_tokens_add_up_to_rows(scored):
             assert terms.shape == (len(item["input_ids"]),)
             np.testing.assert_allclose(terms.sum(), apart[q, n], rtol=1e-9, atol=1e-10)
     assert np.array_equal(scores.tokens("s1", "s4"), scores.tokens(1, "s4"))
+
+
+@pytest.fixture(scope="module")
+def targeted():
+    """The same three queries, each token scored by itself, and as wholes; the engine that did it."""
+    with memory_folder() as folder:
+        data, queries = chunked(), tokens(3, seed=9)
+        queries[1]["id"] = "s0@2"  # an id that looks like a part of another
+        influence = Influence(gpt2(layers=2), fisher="empirical")
+        influence.fit(data, folder / "run", progress=False)
+        settings = {"per_token": True, "per_layer": True, "unit_size": 3, "progress": False}
+
+        def ask(**changes):
+            return influence.score(queries, data, folder / "run", **({"rank": None} | settings | changes))
+
+        yield queries, ask
+
+
+def test_tokens_of_a_completion_add_up_to_it(targeted):
+    """Oracle: the whole completion as one query; and one with a single label, asked for by itself."""
+    queries, ask = targeted
+    parts, whole = ask(per_query_token=True), ask()
+    assert parts.query_ids == whole.query_ids == ["s0", "s0@2", "s2"]
+    np.testing.assert_allclose(parts.values, whole.values, rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose(parts.layers, whole.layers, rtol=1e-9, atol=1e-10)
+    for q, query in enumerate(queries):
+        length = len(query["input_ids"])
+        assert parts.targets(q) == list(range(1, length))
+        np.testing.assert_allclose(parts.by_target(q).sum(0), whole.values[q], rtol=1e-9, atol=1e-10)
+        for name, item in zip(parts.sequence_ids, tokens(8), strict=True):
+            pairs = parts.pairs(q, name)
+            assert pairs.shape == (length - 1, len(item["input_ids"]))
+            np.testing.assert_allclose(pairs.sum(0), whole.tokens(q, name), rtol=1e-8, atol=1e-10)
+            np.testing.assert_allclose(parts.tokens(q, name), whole.tokens(q, name), rtol=1e-8, atol=1e-10)
+    assert whole.targets(0) is None
+    assert whole.by_target(0) is None
+    assert whole.pairs(0, "s0") is None
+
+
+def test_one_token_ranks_the_rows(targeted):
+    """Oracle: a query whose only label is that token."""
+    queries, ask = targeted
+    parts = ask(per_query_token=True)
+    ids = queries[0]["input_ids"]
+    labels = [-100] * len(ids)
+    labels[2] = ids[2]
+    alone = parts.run.path
+    influence = Influence(gpt2(layers=2), fisher="empirical")
+    single = influence.score(
+        [{"id": "only", "input_ids": ids, "labels": labels}], chunked(), alone, rank=None, progress=False
+    )
+    np.testing.assert_allclose(parts.by_target(0)[1], single.values[0], rtol=1e-9, atol=1e-10)
+    for sign in (1, -1):
+        assert parts.topk(0, 5, sign, target=2) == [
+            Ranked(item.rank, item.id, pytest.approx(item.score)) for item in single.topk(0, 5, sign)
+        ]
+
+
+def test_tokens_of_a_completion_at_low_rank_and_refined(targeted):
+    """Oracle: full rank, which the second pass restores where it went."""
+    _queries, ask = targeted
+    exact = ask(per_query_token=True)
+    refined = ask(per_query_token=True, rank=1, refine_topk=8, per_token=False, per_layer=False)
+    np.testing.assert_allclose(refined.values, exact.values, rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(refined.by_target("s2"), exact.by_target("s2"), rtol=1e-7, atol=1e-9)
+    assert refined.pairs(0, "s0") is None
+
+
+def test_targets_that_cannot_be_had_are_named(targeted):
+    """Oracle: the error taxonomy."""
+    _queries, ask = targeted
+    with pytest.raises(ArgumentError, match="target: expected one of 1, 2"):
+        ask(per_query_token=True).topk(0, 3, target=0)
+    with pytest.raises(ArgumentError, match="per_query_token"):
+        ask().topk(0, 3, target=1)
+    with pytest.raises(ArgumentError, match="per_query_token: a measurement"):
+        ask(per_query_token=True, measurement=lambda model, batch: batch, measurement_name="m")
+    with pytest.raises(ArgumentError, match="per_query_token: queries have no tokens"):
+        split_targets(as_examples((torch.zeros(2, 3), torch.zeros(2, dtype=torch.long))))
 
 
 def test_a_shard_is_compared_once(scored, monkeypatch):

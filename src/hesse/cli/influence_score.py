@@ -35,6 +35,9 @@ def score(
     ] = None,
     per_token: Annotated[bool, typer.Option("--per-token", help="Keep the share of every token.")] = False,
     per_layer: Annotated[bool, typer.Option("--per-layer", help="Keep the share of every matrix.")] = False,
+    per_query_token: Annotated[
+        bool, typer.Option("--per-query-token", help="Score each token of a completion by itself as well.")
+    ] = False,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Padded tokens a batch.")] = 4096,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the model's own code, at the commit of the fit.")
@@ -82,6 +85,7 @@ def score(
         refine_topk=refine_topk,
         per_layer=per_layer,
         per_token=per_token,
+        per_query_token=per_query_token,
         batch_tokens=batch_tokens,
         info={"data": data or info.get("data")},
     )

@@ -25,7 +25,7 @@ from hesse.influence.checks import (
     one_of,
 )
 from hesse.influence.contraction import check_rank
-from hesse.influence.examples import as_examples
+from hesse.influence.examples import as_examples, split_targets
 from hesse.influence.factors import Factors, check_against, damping_text, load_factors
 from hesse.influence.fit import FitSettings, fit_factors
 from hesse.influence.identity import loss_identity
@@ -213,6 +213,7 @@ class Influence:
         refine_topk: int | None = None,
         per_layer: bool = False,
         per_token: bool = False,
+        per_query_token: bool = False,
         measurement: Measurement | None = None,
         measurement_name: str | None = None,
         units: Literal["nats", "raw"] = "nats",
@@ -242,6 +243,9 @@ class Influence:
             per_layer or per_token. Nothing is done again where the first pass is at full rank in float32 or float64.
         per_layer, per_token : bool
             Keep the terms of the sum as well. They are those of the first pass, and add up to its scores.
+        per_query_token : bool, default False
+            Score each token of a completion by itself, and add up: costs as much as so many more queries, and tells
+            which rows moved which word. `Scores.by_target` and `Scores.pairs` read them.
         measurement : callable, optional
             Explain (model, batch) -> (B,) instead of the log-probability of the completion.
         measurement_name : str, optional
@@ -278,12 +282,15 @@ class Influence:
             raise ArgumentError(
                 "measurement_name: name the measurement, so that its scores can be told from others in the run"
             )
+        if per_query_token and measurement is not None:
+            raise ArgumentError("per_query_token: a measurement has no tokens; leave out one of the two")
         check_model(self.model)
         check_tokens(self.model, asked, "queries")
         check_tokens(self.model, candidates, "dataset")
         refine_topk = num_refined(refine_topk, self.layers, rank, self.dtype, terms=per_layer or per_token)
         if measurement is None:
             check_supervised(asked, self.loss)
+        targets = split_targets(asked) if per_query_token else None
         folder = Path(run_dir)
         open_folder(folder)  # no lock, and so no folder, where there is no run
         with writing_run(folder):
@@ -302,7 +309,7 @@ class Influence:
                 "per_token": per_token,
                 "measurement": measurement_name,
                 "units": units,
-            }
+            } | ({"per_query_token": True} if per_query_token else {})
             where = f"scores/{config_hash(description)[:16]}"
             state = run.stage(f"score:{where}")
             if not state.get("done"):
@@ -321,7 +328,7 @@ class Influence:
                 if refine_topk:
                     _check_refining(run_pass, settings, self._wide)
                 total = 1 if units == "raw" else int(run.manifest.config["num_sequences"])
-                question = Question(where, asked, candidates, total, refine_topk, settings, measurement)
+                question = Question(where, asked, candidates, total, refine_topk, settings, measurement, targets)
                 fresh = {"sequences": 0, "parts": [], "prepared": False, "done": False, "info": dict(info or {})}
                 answer(
                     run, question, state or description | fresh, run_pass, factors, self._exact_pass, dtype=self.dtype

@@ -5,7 +5,7 @@ Units are contiguous runs of sequences, the grain of checkpoints; inside a unit 
 
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +19,15 @@ from hesse.influence.rows import IGNORED, integers, read_rows
 from hesse.influence.sequences import Sequence, collate, fingerprint
 from hesse.io import hash_bytes, hash_tensors, open_array
 
-__all__ = ["ArrayExamples", "Examples", "TokenExamples", "as_examples", "plan_batches", "plan_units"]
+__all__ = [
+    "ArrayExamples",
+    "Examples",
+    "TokenExamples",
+    "as_examples",
+    "plan_batches",
+    "plan_units",
+    "split_targets",
+]
 
 
 class Examples(Protocol):
@@ -235,6 +243,37 @@ def as_examples(dataset: Any, *, pad_id: int = 0, argument: str = "dataset") -> 
     if len(examples) == 0:
         raise ArgumentError(f"{argument}: it holds no sequence")
     return examples
+
+
+def split_targets(examples: Examples, *, argument: str = "queries") -> TokenExamples:
+    """Make one sequence of each supervised token, in which no other is supervised.
+
+    Parameters
+    ----------
+    examples : Examples
+        Token sequences.
+    argument : str, default "queries"
+        What an error calls them.
+
+    Returns
+    -------
+    TokenExamples
+        Those of "a" are called "a@3", "a@4", ... by position, and have its row; in the order of ``examples``.
+
+    Raises
+    ------
+    ArgumentError
+        If they are no `TokenExamples`.
+    """
+    if not isinstance(examples, TokenExamples):
+        raise ArgumentError(f"per_query_token: {argument} have no tokens to tell apart")
+    parts = []
+    for sequence in examples.sequences:
+        for place in np.flatnonzero(np.asarray(sequence.labels[1:]) != IGNORED) + 1:
+            labels = np.full_like(sequence.labels, IGNORED)
+            labels[place] = sequence.labels[place]
+            parts.append(replace(sequence, id=f"{sequence.id}@{place}", labels=labels))
+    return replace(examples, sequences=parts, argument=argument)
 
 
 def plan_units(total: int, unit_size: int, start: int = 0) -> list[range]:

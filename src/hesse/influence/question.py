@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from hesse.curvature.layers import TrackedLayer
+from hesse.influence.assembly import assemble, sequence_values
 from hesse.influence.contraction import LowRankQueries
 from hesse.influence.examples import Examples
 from hesse.influence.factors import Factors
@@ -23,7 +24,6 @@ from hesse.influence.score import (
     save_prepared,
     score_units,
 )
-from hesse.influence.scores import assemble, sequence_values
 
 __all__ = ["DEFAULT_REFINED", "Question", "answer", "num_refined"]
 
@@ -42,6 +42,12 @@ class Question:
     refine_topk: int
     settings: ScoreSettings
     measurement: Measurement | None = None
+    targets: Examples | None = None  # the queries, cut into their tokens, where each is scored by itself
+
+    @property
+    def scored(self) -> Examples:
+        """What is scored one by one."""
+        return self.queries if self.targets is None else self.targets
 
 
 def num_refined(
@@ -115,7 +121,7 @@ def answer(
         device = str(next(run_pass.model.parameters()).device)
         prepared = load_prepared(run, query_folder, list(run_pass.layers), device)
     else:
-        prepared = prepare_queries(run_pass, factors, question.queries, settings, dtype=dtype, measurement=measurement)
+        prepared = prepare_queries(run_pass, factors, question.scored, settings, dtype=dtype, measurement=measurement)
         run.commit({stage: state | {"prepared": True}}, save_prepared(run, query_folder, prepared))
     score_units(run, folder, run_pass, prepared, question.candidates, question.total, settings, dtype)
     refined = []
@@ -125,7 +131,7 @@ def answer(
             refine(
                 exact_pass(),
                 factors,
-                question.queries,
+                question.scored,
                 question.candidates,
                 sequence_values(run, folder),
                 question.refine_topk,
@@ -141,6 +147,7 @@ def answer(
         "sequences": question.candidates.ids,
         "row_of_sequence": question.candidates.rows,
         "layers": list(run_pass.layers),
+        "targets": [] if question.targets is None else question.targets.ids,
     }
     files = assemble(run, folder, index, refined, wide=wide == torch.float64)
     # least captured Frobenius fraction over queries, by layer; empty at full rank

@@ -6,7 +6,6 @@ lowers it.
 
 import io
 import json
-from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +17,11 @@ import torch
 from hesse._optional import require
 from hesse.errors import ArgumentError
 from hesse.influence.run import RunFolder, open_folder
-from hesse.io import ArrayWriter, FileEntry, atomic_write_bytes, check_file, load_tensors, open_array
+from hesse.io import atomic_write_bytes, check_file, load_tensors, open_array
 
-__all__ = ["Ranked", "Scores", "assemble", "open_scores"]
+_KEYS = ("queries", "rows", "sequences", "row_of_sequence", "layers", "targets")
+
+__all__ = ["Ranked", "Scores", "open_scores", "read_index", "sum_rows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +83,78 @@ class Scores:
         out = np.zeros((len(self.query_ids), len(self.train_ids), len(self.layer_names)), dtype=self.values.dtype)
         columns = self._columns
         for first, part in self._parts():
-            layers = part["layers"].numpy()
+            layers = self._by_query(part["layers"].numpy())
             np.add.at(out.swapaxes(0, 1), columns[first : first + layers.shape[1]], layers.swapaxes(0, 1))
         return out
+
+    def targets(self, query: int | str) -> list[int] | None:
+        """Name the tokens of a query whose log-probabilities add up to the measurement, where each was scored.
+
+        Parameters
+        ----------
+        query : int or str
+            Number or id.
+
+        Returns
+        -------
+        list of int, or None
+            C positions in the query's sequence, rising; None if scoring did not ask for them.
+
+        Raises
+        ------
+        ArgumentError
+            If the query is unknown.
+        """
+        places = self._places_of(query)
+        return None if places is None else [int(self._index["targets"][place].rpartition("@")[2]) for place in places]
+
+    def by_target(self, query: int | str) -> np.ndarray | None:
+        """Read the scores of a query before the sum over its tokens.
+
+        Parameters
+        ----------
+        query : int or str
+            Number or id.
+
+        Returns
+        -------
+        ndarray, shape (C, R), or None
+            One row a target, in the order of `targets`; they sum to the query's row of ``values``.
+
+        Raises
+        ------
+        ArgumentError
+            If the query is unknown.
+        """
+        places = self._places_of(query)
+        if places is None:
+            return None
+        relative = f"{self.folder}/targets.npy"
+        return open_array(self.run.path / relative, self.run.entry(relative))[places]
+
+    def pairs(self, query: int | str, sequence_id: str) -> np.ndarray | None:
+        """Read the terms of one score, one a token of the query and of the sequence; they sum to the unrefined score.
+
+        Parameters
+        ----------
+        query : int or str
+            Number or id.
+        sequence_id : str
+            One of ``sequence_ids``.
+
+        Returns
+        -------
+        ndarray, shape (C, T), or None
+            Effect on the log-probability of each target of the update made at each position; None if scoring did not
+            ask for both.
+
+        Raises
+        ------
+        ArgumentError
+            If the query or the sequence is unknown.
+        """
+        places, terms = self._places_of(query), self._terms(sequence_id)
+        return None if places is None or terms is None else terms[places]
 
     def tokens(self, query: int | str, sequence_id: str) -> np.ndarray | None:
         """Read the terms of one score, a token each; they sum to the unrefined score.
@@ -109,17 +179,10 @@ class Scores:
         ArgumentError
             If the query or the sequence is unknown.
         """
-        if not self.state["per_token"]:
-            return None
-        place = self._place(sequence_id, self.sequence_ids, "sequence_id")
-        for first, stop in self.state["parts"]:
-            if first <= place < stop:
-                part = self._load(first)
-                start, end = (int(part["offsets"][place - first + i]) for i in (0, 1))
-                return part["tokens"][self._query(query), start:end].numpy()
-        raise ArgumentError(f"sequence_id: {sequence_id!r} is in no part of these scores")
+        terms = self._terms(sequence_id)
+        return None if terms is None else self._by_query(terms)[self._query(query)]
 
-    def topk(self, query: int | str, k: int, sign: int = 1) -> list[Ranked]:
+    def topk(self, query: int | str, k: int, sign: int = 1, *, target: int | None = None) -> list[Ranked]:
         """List the strongest proponents (sign +1) or opponents (-1) of a query, strongest first.
 
         Parameters
@@ -130,6 +193,8 @@ class Scores:
             How many.
         sign : {1, -1}, default 1
             Which end.
+        target : int, optional
+            Rank by the effect on this token alone, one of `targets`. Default: on all of the completion.
 
         Returns
         -------
@@ -139,15 +204,44 @@ class Scores:
         Raises
         ------
         ArgumentError
-            If the query is unknown, ``k < 1`` or the sign is neither.
+            If the query or the target is unknown, ``k < 1`` or the sign is neither.
         """
         if k < 1 or sign not in (1, -1):
             raise ArgumentError(f"topk: expected k >= 1 and sign 1 or -1, got k={k}, sign={sign}")
-        row = sign * np.asarray(self.values[self._query(query)])
+        row = sign * self.ranked_by(query, target)
         k = min(k, len(row))
         best = np.argpartition(-row, k - 1)[:k]
         best = best[np.lexsort((best, -row[best]))]
         return [Ranked(i + 1, self.train_ids[n], float(sign * row[n])) for i, n in enumerate(best) if row[n] > 0]
+
+    def ranked_by(self, query: int | str, target: int | None = None) -> np.ndarray:
+        """Read the scores of all rows for a query, or for one of its tokens.
+
+        Parameters
+        ----------
+        query : int or str
+            Number or id.
+        target : int, optional
+            One of `targets`.
+
+        Returns
+        -------
+        ndarray, shape (R,)
+            In nats.
+
+        Raises
+        ------
+        ArgumentError
+            If the query or the target is unknown.
+        """
+        if target is None:
+            return np.asarray(self.values[self._query(query)])
+        known, values = self.targets(query), self.by_target(query)
+        if known is None or values is None:
+            raise ArgumentError("target: these scores are of whole completions; score again with per_query_token")
+        if target not in known:
+            raise ArgumentError(f"target: expected one of {', '.join(map(str, known))}, got {target}")
+        return values[known.index(target)]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but shards, as plain Python.
@@ -198,6 +292,32 @@ class Scores:
     def _columns(self) -> np.ndarray:
         place = {name: i for i, name in enumerate(self.train_ids)}
         return np.array([place[name] for name in self._index["row_of_sequence"]])
+
+    @cached_property
+    def _query_of_target(self) -> np.ndarray | None:
+        if not self._index["targets"]:
+            return None
+        place = {name: i for i, name in enumerate(self.query_ids)}
+        return np.array([place[name.rpartition("@")[0]] for name in self._index["targets"]])
+
+    def _places_of(self, query: int | str) -> np.ndarray | None:
+        number, owners = self._query(query), self._query_of_target
+        return None if owners is None else np.flatnonzero(owners == number)
+
+    def _by_query(self, terms: np.ndarray) -> np.ndarray:
+        # what was scored, (P, ...), summed to queries, (Q, ...)
+        return terms if self._query_of_target is None else sum_rows(terms, self._query_of_target, len(self.query_ids))
+
+    def _terms(self, sequence_id: str) -> np.ndarray | None:
+        if not self.state["per_token"]:
+            return None
+        place = self._place(sequence_id, self.sequence_ids, "sequence_id")
+        for first, stop in self.state["parts"]:
+            if first <= place < stop:
+                part = self._load(first)
+                start, end = (int(part["offsets"][place - first + i]) for i in (0, 1))
+                return part["tokens"][:, start:end].numpy()
+        raise ArgumentError(f"sequence_id: {sequence_id!r} is in no part of these scores")
 
     def _query(self, query: int | str) -> int:
         if isinstance(query, str):
@@ -261,60 +381,26 @@ def open_scores(run: RunFolder | Path | str, folder: str | None = None) -> Score
     return Scores(opened, latest, state)
 
 
-def assemble(
-    run: RunFolder,
-    folder: str,
-    index: dict[str, list[str]],
-    refined: Items[tuple[int, np.ndarray, np.ndarray]],
-    *,
-    wide: bool,
-) -> dict[str, FileEntry]:
-    """Join all shards into scores.npy (Q, R), a row's chunks summed, refined entries put in, a few queries at a time.
+def sum_rows(terms: np.ndarray, places: np.ndarray, count: int) -> np.ndarray:
+    """Add up rows that belong together.
 
     Parameters
     ----------
-    run : RunFolder
-        With all parts committed.
-    folder : str
-        Path of this question's scores inside the run.
-    index : dict
-        Ids: queries, rows, sequences, row_of_sequence, layers.
-    refined : sequence of (query, sequence numbers, values)
-        May be empty.
-    wide : bool
-        float64 instead of float32.
+    terms : ndarray, shape (P, ...)
+        Rows.
+    places : ndarray of int, shape (P,)
+        Where each is added.
+    count : int
+        Q.
 
     Returns
     -------
-    dict[str, FileEntry]
-        The files written.
+    ndarray, shape (Q, ...)
+        Sums.
     """
-    place = {name: i for i, name in enumerate(index["rows"])}
-    columns = np.array([place[name] for name in index["row_of_sequence"]])
-    dtype = np.float64 if wide else np.float32
-    better = {q: (numbers, values) for q, numbers, values in refined}
-    relative = f"{folder}/scores.npy"
-    state = run.stage(f"score:{folder}")
-    names = [f"{folder}/part-{first:09d}.safetensors" for first, _stop in state["parts"]]
-    files: dict[str, FileEntry] = {}
-    step = max(1, (64 << 20) // max(1, 8 * len(columns)))  # queries a block
-    with ArrayWriter(run.path / relative, (len(index["queries"]), len(index["rows"])), dtype) as writer:
-        for first in range(0, len(index["queries"]), step):
-            stop = min(first + step, len(index["queries"]))
-            flat = np.concatenate(
-                [load_tensors(run.path / n, run.entry(n))["scores"][first:stop].numpy() for n in names], axis=1
-            ).astype(dtype)
-            for q in range(first, stop):
-                if q in better:
-                    flat[q - first, better[q][0]] = better[q][1]
-            block = np.zeros((stop - first, len(index["rows"])), dtype=dtype)
-            np.add.at(block.T, columns, flat.T)
-            writer.write(block, rows=slice(first, stop))
-    files[relative] = writer.entry
-    # one line a key: a corpus of millions would make one JSON value too large to be read back safely
-    lines = "".join(json.dumps([key, name]) + "\n" for key, names in index.items() for name in names)
-    files[f"{folder}/index.jsonl"] = atomic_write_bytes(run.path / folder / "index.jsonl", lines.encode())
-    return files
+    out = np.zeros((count, *terms.shape[1:]), dtype=terms.dtype)
+    np.add.at(out, places, terms)
+    return out
 
 
 def read_index(run: RunFolder, folder: str) -> dict[str, list[str]]:
@@ -330,33 +416,13 @@ def read_index(run: RunFolder, folder: str) -> dict[str, list[str]]:
     Returns
     -------
     dict of str to list
-        queries, rows, sequences, row_of_sequence and layers.
+        queries, rows, sequences, row_of_sequence, layers, and targets, which is empty unless each was scored.
     """
     relative = f"{folder}/index.jsonl"
     check_file(run.path / relative, run.entry(relative))
-    index: dict[str, list[str]] = {key: [] for key in ("queries", "rows", "sequences", "row_of_sequence", "layers")}
+    index: dict[str, list[str]] = {key: [] for key in _KEYS}
     with (run.path / relative).open(encoding="utf-8") as lines:
         for line in lines:
             key, name = json.loads(line)
             index[key].append(name)
     return index
-
-
-def sequence_values(run: RunFolder, folder: str) -> np.ndarray:
-    """Read the scores of the first pass by sequence.
-
-    Parameters
-    ----------
-    run : RunFolder
-        The run.
-    folder : str
-        Path of the scores inside it.
-
-    Returns
-    -------
-    ndarray, shape (Q, N)
-        Before chunks are summed and entries refined.
-    """
-    state = run.stage(f"score:{folder}")
-    names = [f"{folder}/part-{first:09d}.safetensors" for first, _stop in state["parts"]]
-    return np.concatenate([load_tensors(run.path / n, run.entry(n))["scores"].numpy() for n in names], axis=1)
