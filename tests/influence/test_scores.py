@@ -68,6 +68,9 @@ def test_layers_and_tokens_add_up_to_rows(scored):
             assert terms.shape == (len(item["input_ids"]),)
             np.testing.assert_allclose(terms.sum(), apart[q, n], rtol=1e-9, atol=1e-10)
     assert np.array_equal(scores.tokens("s1", "s4"), scores.tokens(1, "s4"))
+    for q in range(3):
+        for n, name in enumerate(scores.train_ids):
+            np.testing.assert_allclose(scores.layer_terms(q, name), scores.layers[q, n], rtol=1e-10, atol=1e-10)
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +96,7 @@ def test_tokens_of_a_completion_add_up_to_it(targeted):
     assert parts.query_ids == whole.query_ids == ["s0", "s0@2", "s2"]
     np.testing.assert_allclose(parts.values, whole.values, rtol=1e-9, atol=1e-10)
     np.testing.assert_allclose(parts.layers, whole.layers, rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose(parts.layer_terms("s2", "r1"), whole.layers[2, 1], rtol=1e-9, atol=1e-10)
     for q, query in enumerate(queries):
         length = len(query["input_ids"])
         assert parts.targets(q) == list(range(1, length))

@@ -4,6 +4,7 @@ Positive: one more copy of the sequence raises the log-probability of the query'
 lowers it.
 """
 
+import bisect
 import io
 import json
 from dataclasses import dataclass
@@ -86,6 +87,33 @@ class Scores:
             layers = self._by_query(part["layers"].numpy())
             np.add.at(out.swapaxes(0, 1), columns[first : first + layers.shape[1]], layers.swapaxes(0, 1))
         return out
+
+    def layer_terms(self, query: int | str, row: str) -> np.ndarray | None:
+        """Read the terms of one score, a layer each; they sum to the unrefined score.
+
+        Parameters
+        ----------
+        query : int or str
+            Number or id.
+        row : str
+            One of ``train_ids``.
+
+        Returns
+        -------
+        ndarray, shape (L,), or None
+            In the order of ``layer_names``; None if they were not asked for when scoring.
+
+        Raises
+        ------
+        ArgumentError
+            If the query or the row is unknown.
+        """
+        if not self.state["per_layer"]:
+            return None
+        number, column = self._query(query), self._place(row, self._row_places, "row")
+        shards = [self._shard(int(place)) for place in np.flatnonzero(self._columns == column)]
+        terms = [self._by_query(part["layers"][:, place].numpy())[number] for place, part in shards]
+        return np.sum(terms, axis=0)
 
     def targets(self, query: int | str) -> list[int] | None:
         """Name the tokens of a query whose log-probabilities add up to the measurement, where each was scored.
@@ -290,15 +318,25 @@ class Scores:
 
     @cached_property
     def _columns(self) -> np.ndarray:
-        place = {name: i for i, name in enumerate(self.train_ids)}
-        return np.array([place[name] for name in self._index["row_of_sequence"]])
+        return np.array([self._row_places[name] for name in self._index["row_of_sequence"]])
+
+    @cached_property
+    def _row_places(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.train_ids)}
+
+    @cached_property
+    def _sequence_places(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.sequence_ids)}
+
+    @cached_property
+    def _query_places(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.query_ids)}
 
     @cached_property
     def _query_of_target(self) -> np.ndarray | None:
         if not self._index["targets"]:
             return None
-        place = {name: i for i, name in enumerate(self.query_ids)}
-        return np.array([place[name.rpartition("@")[0]] for name in self._index["targets"]])
+        return np.array([self._query_places[name.rpartition("@")[0]] for name in self._index["targets"]])
 
     def _places_of(self, query: int | str) -> np.ndarray | None:
         number, owners = self._query(query), self._query_of_target
@@ -311,29 +349,30 @@ class Scores:
     def _terms(self, sequence_id: str) -> np.ndarray | None:
         if not self.state["per_token"]:
             return None
-        place = self._place(sequence_id, self.sequence_ids, "sequence_id")
-        for first, stop in self.state["parts"]:
-            if first <= place < stop:
-                part = self._load(first)
-                start, end = (int(part["offsets"][place - first + i]) for i in (0, 1))
-                return part["tokens"][:, start:end].numpy()
-        raise ArgumentError(f"sequence_id: {sequence_id!r} is in no part of these scores")
+        place, part = self._shard(self._place(sequence_id, self._sequence_places, "sequence_id"))
+        start, end = (int(part["offsets"][place + i]) for i in (0, 1))
+        return part["tokens"][:, start:end].numpy()
+
+    def _shard(self, place: int) -> tuple[int, dict[str, torch.Tensor]]:
+        # where in its shard a sequence lies, and the shard, whose tensors are views of its file
+        firsts = [first for first, _stop in self.state["parts"]]
+        first = firsts[bisect.bisect_right(firsts, place) - 1]
+        return place - first, self._load(first)
 
     def _query(self, query: int | str) -> int:
         if isinstance(query, str):
-            return self._place(query, self.query_ids, "query")
+            return self._place(query, self._query_places, "query")
         if not 0 <= query < len(self.query_ids):
             raise ArgumentError(f"query: expected 0 to {len(self.query_ids) - 1}, got {query}")
         return query
 
-    def _place(self, name: str, names: list[str], argument: str) -> int:
-        try:
-            return names.index(name)
-        except ValueError:
+    def _place(self, name: str, places: dict[str, int], argument: str) -> int:
+        if name not in places:
+            known = ", ".join(list(places)[:5])
             raise ArgumentError(
-                f"{argument}: no {name!r} in this run; known are "
-                f"{', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
-            ) from None
+                f"{argument}: no {name!r} in this run; known are {known}{', …' if len(places) > 5 else ''}"
+            )
+        return places[name]
 
     @cached_property
     def _compared(self) -> set[str]:
