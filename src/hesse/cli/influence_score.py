@@ -47,47 +47,27 @@ def score(
     """Score texts against queries, in nats of the completion's log-probability. The same command again resumes.
 
     Example: hesse influence score runs/demo --queries queries.jsonl --per-token
-    """  # noqa: DOC501 - it is the help text
-    from hesse.cli._model import build, load
-    from hesse.errors import ArgumentError, ArtifactError
-    from hesse.influence.corpus import keep_corpus, open_corpus
-    from hesse.influence.huggingface import tokenizer_hash
-    from hesse.influence.query import read_queries, tokenize_query
-    from hesse.influence.run import open_folder
-    from hesse.influence.sequences import fingerprint, read_rows, tokenize_rows
+    """
+    from hesse.cli._scoring import load_of, score_queries
+    from hesse.influence.query import read_queries
+    from hesse.influence.sequences import read_rows
 
-    folder = open_folder(run)
-    config, info = folder.manifest.config, folder.manifest.config["info"]
-    if "model" not in info:
-        raise ArgumentError(f"run: {run} does not say which model it is of; it was not made by `hesse influence fit`")
-    if data is None and "train" not in folder.stage("corpus"):
-        raise ArgumentError(f"run: {run} keeps no training texts; finish `hesse influence fit`, or pass --data")
     asked = read_queries(queries)
     rows = None if data is None else read_rows(data)
-    network, tokenizer = load(info, trust_remote_code=trust_remote_code)
-    if info.get("tokenizer") not in (None, tokenizer_hash(tokenizer)):
-        raise ArtifactError(
-            f"run: {run} was fitted on texts cut by another tokenizer than {info['model']} has now; fit again"
-        )
-    length = info["max_length"]
-    questions = [tokenize_query(query, tokenizer, length) for query in asked]
-    if rows is None:
-        sequences = open_corpus(run, "train").sequences()
-    else:
-        sequences = tokenize_rows(rows, tokenizer, length)
-        keep_corpus(run, f"data-{fingerprint(sequences)[:12]}", sequences)
-    keep_corpus(run, f"queries-{fingerprint(questions)[:12]}", questions)
-    scores = build(network, config, info["modules"]).score(
-        questions,
-        sequences,
-        run,
+    folder, network, tokenizer = load_of(run, needs_texts=data is None, trust_remote_code=trust_remote_code)
+    scores = score_queries(
+        folder,
+        network,
+        tokenizer,
+        asked,
+        rows,
         rank=None if rank == "full" else int(rank),
         refine_topk=refine_topk,
         per_layer=per_layer,
         per_token=per_token,
         per_query_token=per_query_token,
         batch_tokens=batch_tokens,
-        info={"data": data or info.get("data")},
+        info={"data": data or folder.manifest.config["info"].get("data")},
     )
     result = {
         "run": str(run),

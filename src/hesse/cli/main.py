@@ -20,6 +20,7 @@ from hesse.cli.influence_export import export
 from hesse.cli.influence_fit import fit
 from hesse.cli.influence_report import report
 from hesse.cli.influence_score import score
+from hesse.cli.influence_serve import serve
 from hesse.cli.influence_top import top
 from hesse.cli.methods import methods
 from hesse.cli.rl_train import train
@@ -62,7 +63,14 @@ influence = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Which training data made the model say that?"
 )
 app.add_typer(influence, name="influence")
-for _name, _command in {"fit": fit, "score": score, "top": top, "report": report, "export": export}.items():
+for _name, _command in {
+    "fit": fit,
+    "score": score,
+    "top": top,
+    "report": report,
+    "serve": serve,
+    "export": export,
+}.items():
     influence.command(_name)(_command)
 curvature = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="How curved is the loss of my model?")
 curvature.callback()(lambda: None)  # a group, however few its commands are

@@ -194,7 +194,8 @@ def write_report(
     content = {**asdict(page), "redacted": redact, "ledger": ledger(page.settings), "caveats": list(CAVEATS)}
     content["settings"] = _settings_table(page.settings)
     static = files("hesse.influence") / "static"
-    style, script, html = ((static / name).read_text("utf-8") for name in ("report.css", "report.js", "report.html"))
+    style, html = ((static / name).read_text("utf-8") for name in ("report.css", "report.html"))
+    script = _bundled([(static / name).read_text("utf-8") for name in ("text.js", "terms.js", "report.js")])
     parts = {
         "{{policy}}": _policy(style, script),
         "{{style}}": style,
@@ -322,6 +323,12 @@ CAVEATS = (
     "A layer's bar is its share of a sum. It does not say what would happen if that layer were removed.",
     "Influence is spread thin: most completions rest on many rows, each worth a small part of a nat.",
 )
+
+
+def _bundled(modules: Items[str]) -> str:
+    # the viewer loads these as modules; one file that opens from a disk must carry them as one script
+    joined = "".join(modules)
+    return '"use strict";\n' + re.sub(r"^(import .*;\n|export (?=function|const))", "", joined, flags=re.MULTILINE)
 
 
 def _entry(row: str, score: float, texts: Corpus | None) -> ReportEntry:

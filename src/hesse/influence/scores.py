@@ -110,7 +110,7 @@ class Scores:
         """
         if not self.state["per_layer"]:
             return None
-        number, column = self._query(query), self._place(row, self._row_places, "row")
+        number, column = self._query(query), self._place(row, self.row_places, "row")
         shards = [self._shard(int(place)) for place in np.flatnonzero(self._columns == column)]
         terms = [self._by_query(part["layers"][:, place].numpy())[number] for place, part in shards]
         return np.sum(terms, axis=0)
@@ -318,10 +318,11 @@ class Scores:
 
     @cached_property
     def _columns(self) -> np.ndarray:
-        return np.array([self._row_places[name] for name in self._index["row_of_sequence"]])
+        return np.array([self.row_places[name] for name in self._index["row_of_sequence"]])
 
     @cached_property
-    def _row_places(self) -> dict[str, int]:
+    def row_places(self) -> dict[str, int]:
+        """Column of every row, by id."""
         return {name: i for i, name in enumerate(self.train_ids)}
 
     @cached_property

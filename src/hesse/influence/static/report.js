@@ -1,121 +1,15 @@
+// The report: everything shown comes from the JSON beside this script.
 
-"use strict";
-// Everything shown comes from the JSON beside this script, and reaches the page through textContent only.
+import { appendText, el, nats, oneLine, visible } from "./text.js";
+import { heat, layerBars, tokenScale } from "./terms.js";
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
 const state = { query: 0, list: "proponents", row: -1 };
 
-function el(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name === "class") node.className = value;
-    else if (value !== null && value !== undefined) node.setAttribute(name, value);
-  }
-  node.append(...children.filter((child) => child !== null && child !== undefined));
-  return node;
-}
-
-// Control, bidirectional and zero-width characters would act on the page rather than show: give each a visible form.
-const ACTING = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g;
-function visible(text) {
-  return text.replace(/\r\n/g, "\n").replace(ACTING, (c) => {
-    const code = c.codePointAt(0);
-    if (code < 0x20) return String.fromCodePoint(0x2400 + code);
-    if (code === 0x7f) return "\u2421";
-    return "⟨" + code.toString(16).toUpperCase().padStart(4, "0") + "⟩";
-  });
-}
-const oneLine = (text) => visible(text).replace(/\n/g, " ↵ ").replace(/\t/g, " → ");
-
-function appendText(node, text) {
-  for (const part of visible(text).split(/(\n|\t)/)) {
-    if (part === "\n") node.append(el("span", { class: "glyph", "aria-hidden": "true" }, "↵"), "\n");
-    else if (part === "\t") node.append(el("span", { class: "glyph", "aria-hidden": "true" }, "→"), "\t");
-    else if (part) node.append(part);
-  }
-}
-
-function nats(value) {
-  if (value === 0) return "0";
-  const size = Math.abs(value);
-  const digits = size >= 1e-4 && size < 1000 ? size.toPrecision(3) : size.toExponential(2);
-  return (value < 0 ? "−" : "+") + digits;
-}
-
 const current = () => data.queries[state.query];
 const entries = () => current()[state.list];
 const textOf = (entry) => (entry.tokens ? entry.tokens.join("") : entry.text);
-
-// One colour scale a list, so that rows compare: the size that 99 % of its tokens stay below. Zero has no colour.
-function tokenScale(list) {
-  const sizes = list.flatMap((entry) => entry.values || []).map(Math.abs).filter((v) => v > 0).sort((a, b) => a - b);
-  return sizes.length ? sizes[Math.min(sizes.length - 1, Math.floor(0.99 * sizes.length))] : 0;
-}
-
-function paintToken(node, value, scale) {
-  const share = scale > 0 ? Math.max(-1, Math.min(1, value / scale)) : 0;
-  if (share === 0) return;
-  node.style.backgroundColor = `rgb(var(--${share > 0 ? "blue" : "orange"}) / ${(Math.abs(share) * 0.62).toFixed(3)})`;
-  if (Math.abs(share) > 0.6) node.classList.add("strong");
-}
-
-function heat(entry, scale) {
-  const text = el("p", { class: "text", tabindex: "0", "aria-label": "Text with token scores; left and right move between tokens" });
-  const readout = el("span", {}, "Point at a token for its share of the score.");
-  const legend = el("span", { class: "legend", "aria-hidden": "true" }, nats(-scale), el("i"), nats(scale));
-  const spans = entry.tokens.map((token, i) => {
-    const span = el("span", { class: "tok", "data-i": i });
-    appendText(span, token);
-    if (token === "") span.append(el("span", { class: "glyph" }, "·"));
-    paintToken(span, entry.values[i], scale);
-    return span;
-  });
-  text.append(...spans);
-  let chosen = -1;
-  const choose = (i) => {
-    if (spans[chosen]) spans[chosen].classList.remove("on");
-    chosen = Math.max(0, Math.min(spans.length - 1, i));
-    spans[chosen].classList.add("on");
-    const shown = oneLine(entry.tokens[chosen]).slice(0, 60) || "·";
-    readout.replaceChildren(el("b", {}, "‹" + shown + "›"), "  ", el("b", {}, nats(entry.values[chosen])), " nats");
-  };
-  text.addEventListener("pointerover", (event) => {
-    const span = event.target.closest(".tok");
-    if (span) choose(Number(span.dataset.i));
-  });
-  text.addEventListener("keydown", (event) => {
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (!step) return;
-    event.preventDefault();
-    choose(chosen + step);
-    spans[chosen].scrollIntoView({ block: "nearest" });
-  });
-  const whole = Math.abs(entry.score);
-  const shown = entry.values.reduce((sum, v) => sum + v, 0);
-  const partial = whole > 0 && Math.abs(shown - entry.score) > 0.02 * whole;
-  const heading = partial ? `Token by token (the terms shown sum to ${nats(shown)} nats)` : "Token by token";
-  return el("div", {}, el("h3", {}, heading), text, el("p", { class: "readout" }, readout, legend));
-}
-
-function layerBars(entry) {
-  const up = Math.max(0, ...entry.layers), down = Math.max(0, ...entry.layers.map((v) => -v));
-  const span = up + down || 1;
-  const readout = el("span", {}, "First layer on the left. Point at a bar for its name.");
-  const bars = el("div", { class: "layers", role: "img", "aria-label": "Share of the score by weight matrix" });
-  bars.style.setProperty("--zero", `${(100 * down) / span}%`);
-  entry.layers.forEach((value, i) => {
-    const bar = el("i", { class: value >= 0 ? "up" : "down" });
-    bar.style.height = `${(100 * Math.abs(value)) / span}%`;
-    bar.style.bottom = `${(100 * (value >= 0 ? down : down + value)) / span}%`;
-    const slot = el("span", { title: `${oneLine(data.layer_names[i])}: ${nats(value)} nats` }, bar);
-    slot.addEventListener("pointerover", () => {
-      readout.replaceChildren(el("b", {}, oneLine(data.layer_names[i])), "  ", el("b", {}, nats(value)), " nats");
-    });
-    bars.append(slot);
-  });
-  return el("div", {}, el("h3", {}, "Layer by layer"), bars, el("p", { class: "readout" }, readout));
-}
 
 function facts(entry) {
   const rows = [["Id", entry.id], ...Object.entries(entry.metadata)];
@@ -133,7 +27,7 @@ function panel(entry, scale) {
     appendText(text, entry.text);
     node.append(text);
   }
-  if (entry.layers && entry.layers.length) node.append(layerBars(entry));
+  if (entry.layers && entry.layers.length) node.append(layerBars(data.layer_names, entry.layers));
   node.append(facts(entry));
   return node;
 }
