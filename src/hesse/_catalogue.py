@@ -190,6 +190,15 @@ METHODS: tuple[Method, ...] = (
         status="beta",
     ),
     Method(
+        slug="influence_viewer",
+        family="web",
+        title="The viewer of influence runs: ranked rows, tokens, layers and the health of the fit in a browser",
+        papers=(Paper("Grosse, Bae, Anil et al.", 2023, "2308.03296"),),
+        import_path="hesse.web.serve",
+        claim="shows a run of 100,000 rows at once, answers steadily, does not grow, and survives malformed questions",
+        status="beta",
+    ),
+    Method(
         slug="linalg_core",
         family="linalg",
         title="Operators, solvers and estimators that need only products with a matrix",

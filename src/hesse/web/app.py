@@ -6,6 +6,7 @@ scores waits for the disk.
 
 import hmac
 import json
+import logging
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["create_app", "serve"]
 
+_log = logging.getLogger(__name__)
 _OPENED = 4  # questions kept open
 _BODY = 1 << 16  # bytes of a posted question
 _HEADERS = {
@@ -170,7 +172,9 @@ def create_app(
         Mount("/static", StaticFiles(directory=static)),
         Mount("/shared", StaticFiles(directory=shared)),
     ]
-    return Starlette(routes=routes, middleware=[Middleware(_Guard, token=token)])
+    app = Starlette(routes=routes, middleware=[Middleware(_Guard, token=token)])
+    app.state.runs = shown
+    return app
 
 
 class _Guard:
@@ -254,12 +258,23 @@ def serve(
             raise ArgumentError(
                 f"port: {port} cannot be had on 127.0.0.1 ({error.strerror}); choose another"
             ) from error
+        _open_first(app.state.runs)
         if started_fn is not None:
             started_fn(f"http://127.0.0.1:{listener.getsockname()[1]}/?token={token}")
         config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, lifespan="off")
         uvicorn.Server(config).run(sockets=[listener])
     finally:
         listener.close()
+
+
+def _open_first(shown: _Runs) -> None:
+    # what is looked at first is read before the address is told, so that the page finds it ready
+    name = next(iter(shown.paths))
+    try:
+        answers = shown.answers(name, None)
+        answers.ranked(answers.scores.query_ids[0], limit=1)
+    except HesseError as error:
+        _log.warning("%s: %s", name, error)  # the page says so too, in its place
 
 
 def _host(request: "Request") -> tuple[str | None, int | None]:
