@@ -15,7 +15,7 @@ from hesse.influence import open_scores
 from hesse.influence.run import open_folder
 from hesse.web import create_app
 from hesse.web.answers import Answers, find_runs
-from tests.web.hostile import HOSTILE
+from tests.hostile import HOSTILE
 
 LOCAL = "http://127.0.0.1:8000"
 
@@ -96,7 +96,7 @@ def test_the_list_is_the_ranking(client, scores, sign):
 
 
 def found_text(name):
-    from tests.web.conftest import PLAIN
+    from tests.scored_run import PLAIN
 
     if name == "chunk":
         return "one two"

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from hesse.web import serve
-from tests.web.hostile import HOSTILE
+from tests.hostile import HOSTILE
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -11,6 +11,7 @@ from hesse.influence.huggingface import load_model, load_tokenizer
 from hesse.influence.lexical import bm25_scores, tfidf_paper
 from hesse.influence.objective import CausalLMLoss, ClassificationLoss, Loss, LossOutput, RegressionLoss
 from hesse.influence.opened import Run, open_run
+from hesse.influence.plots import plot_layers, plot_pair, plot_scores, plot_spectra
 from hesse.influence.query import Query, read_queries, tokenize_query
 from hesse.influence.report import Column, ReportData, ReportEntry, ReportQuery, write_report
 from hesse.influence.retrieval import mean_reciprocal_rank, recall_at_k
@@ -55,6 +56,10 @@ __all__ = [
     "open_run",
     "open_scores",
     "parse_damping",
+    "plot_layers",
+    "plot_pair",
+    "plot_scores",
+    "plot_spectra",
     "prose_world",
     "read_queries",
     "read_rows",

@@ -150,6 +150,11 @@ class Factors:
         strategy = self.config.get("strategy", "?")
         return f"Factors({strategy}, {len(self.layers)} layers, fitted on {self.num_sequences} sequences)"
 
+    def _repr_html_(self) -> str:
+        from hesse.influence.notebook import factors_html
+
+        return factors_html(self)
+
     def __getitem__(self, name: str) -> LayerFactors:
         try:
             return self.layers[name]

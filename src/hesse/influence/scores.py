@@ -288,6 +288,32 @@ class Scores:
             "scores": self.values.tolist(),
         }
 
+    def to_dataframe(self) -> Any:
+        """Return one row a pair: query_id, train_id, score in nats, as a pandas frame.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Q · R rows.
+
+        Raises
+        ------
+        MissingDependencyError
+            If pandas is not installed.
+        """
+        pandas = require("pandas", extra="hf", feature="Scores.to_dataframe")
+        columns = {
+            "query_id": np.repeat(np.asarray(self.query_ids, dtype=object), len(self.train_ids)),
+            "train_id": np.tile(np.asarray(self.train_ids, dtype=object), len(self.query_ids)),
+            "score": np.asarray(self.values).reshape(-1),
+        }
+        return pandas.DataFrame(columns)
+
+    def _repr_html_(self) -> str:
+        from hesse.influence.notebook import scores_html
+
+        return scores_html(self)
+
     def to_npz(self, path: Path | str) -> None:
         """Write query_id (Q,), train_id (R,) and score (Q, R) as an .npz without pickled objects."""
         buffer = io.BytesIO()

@@ -1,0 +1,5 @@
+"""Fixtures."""
+
+from tests.scored_run import run_folder
+
+__all__ = ["run_folder"]
