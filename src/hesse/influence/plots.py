@@ -1,4 +1,4 @@
-"""Pictures of scores and factors for notebooks and papers; each takes matplotlib axes or makes some, and returns them."""
+"""Pictures of scores and factors, for notebooks and papers: each takes matplotlib axes or makes them; returns them."""
 
 from typing import TYPE_CHECKING, Any
 
