@@ -49,7 +49,7 @@ export function queryPage({ main, known, signal, trouble }) {
   const tabs = { 1: el("button", { type: "button", role: "tab" }, "Proponents"), "-1": el("button", { type: "button", role: "tab" }, "Opponents") };
 
   const sign = () => (place.list === "opponents" ? -1 : 1);
-  const choice = () => ({ question: place.question, query: query.id, sign: sign(), target: place.target });
+  const choice = () => ({ question: place.question, query: place.query, sign: sign(), target: place.target });
   const to = (changes, options) => go({ ...place, page: "query", ...changes }, options);
 
   function frame() {
@@ -181,7 +181,7 @@ export function queryPage({ main, known, signal, trouble }) {
     if (!missing.length || !known.runs.length) return;
     missing.forEach((id) => asked.add(id));
     const generation = list.generation;
-    const found = await get(inRun(place.run, "terms"), { question: place.question, query: query.id, target: place.target, row: missing }, signal);
+    const found = await get(inRun(place.run, "terms"), { question: place.question, query: place.query, target: place.target, row: missing }, signal);
     if (generation !== list.generation) return;
     for (const row of found.rows) terms.set(row.id, row);
     if (!scale) scale = tokenScale([...terms.values()]);
@@ -205,7 +205,7 @@ export function queryPage({ main, known, signal, trouble }) {
     await settled;
     let row = terms.get(wanted);
     if (!row) {
-      const found = await get(inRun(place.run, "terms"), { question: place.question, query: query.id, target: place.target, row: wanted }, signal);
+      const found = await get(inRun(place.run, "terms"), { question: place.question, query: place.query, target: place.target, row: wanted }, signal);
       row = found.rows[0];
       terms.set(row.id, row);
       if (wanted !== place.row) return;
@@ -264,13 +264,12 @@ export function queryPage({ main, known, signal, trouble }) {
     const wanted = next.query && queries.some((item) => item.id === next.query) ? next.query : queries[0].id;
     const other = !query || wanted !== query.id;
     place = { ...next, query: wanted };
-    if (other) query = await get(inRun(place.run, "query"), { question: place.question, query: wanted }, signal);
     const changed = other || ["list", "target", "text", "where"].some((key) => (before[key] || "") !== (place[key] || ""));
+    if (changed) showTools();
+    const filled = changed ? refill() : null; // the list does not wait for the words of the query
+    if (other) query = await get(inRun(place.run, "query"), { question: place.question, query: wanted }, signal);
     if (other || before.target !== place.target) showQuery();
-    if (changed) {
-      showTools();
-      await refill();
-    }
+    await filled;
     await showRow();
   }
 
