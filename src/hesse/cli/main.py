@@ -20,6 +20,8 @@ from hesse.cli.influence_export import export
 from hesse.cli.influence_fit import fit
 from hesse.cli.influence_report import report
 from hesse.cli.influence_score import score
+from hesse.cli.influence_select import select
+from hesse.cli.influence_self import self_influence
 from hesse.cli.influence_serve import serve
 from hesse.cli.influence_top import top
 from hesse.cli.methods import methods
@@ -69,6 +71,8 @@ for _name, _command in {
     "top": top,
     "report": report,
     "serve": serve,
+    "self": self_influence,
+    "select": select,
     "export": export,
 }.items():
     influence.command(_name)(_command)

@@ -3,6 +3,7 @@ token.
 """
 
 from hesse.influence.corpus import Corpus, find_corpus, keep_corpus, open_corpus
+from hesse.influence.curation import Selection, mean_scores, select_rows
 from hesse.influence.engine import Influence
 from hesse.influence.examples import ArrayExamples, Examples, TokenExamples, as_examples
 from hesse.influence.factors import Factors, LayerFactors, load_factors, parse_damping
@@ -40,6 +41,7 @@ __all__ = [
     "ReportQuery",
     "Run",
     "Scores",
+    "Selection",
     "Sequence",
     "TokenExamples",
     "as_examples",
@@ -51,6 +53,7 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "mean_reciprocal_rank",
+    "mean_scores",
     "office_world",
     "open_corpus",
     "open_run",
@@ -64,6 +67,7 @@ __all__ = [
     "read_queries",
     "read_rows",
     "recall_at_k",
+    "select_rows",
     "tfidf_paper",
     "tokenize_query",
     "tokenize_rows",
