@@ -42,11 +42,20 @@ html_theme_options = {
 }
 html_show_sourcelink = False
 
+
+def _reset(_conf: dict, _page: str) -> None:
+    # pages share one process: what one sets for itself must not reach the next
+    import torch
+
+    torch.set_default_dtype(torch.float32)
+
+
 sphinx_gallery_conf = {
     "examples_dirs": ["gallery"],
     "gallery_dirs": ["auto_gallery"],
     "filename_pattern": r"/plot_",
     "abort_on_example_error": True,
+    "reset_modules": ("matplotlib", _reset),
     "download_all_examples": False,
     "remove_config_comments": True,
     "show_memory": False,

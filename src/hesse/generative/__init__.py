@@ -1,3 +1,76 @@
 """Diffusion models: inverse problems with a learnt prior, the geometry of score fields, likelihoods of thin sets."""
 
-__all__: list[str] = []
+from hesse.generative.dds import (
+    DDNM,
+    DDS,
+    DPS,
+    MCG,
+    DiffPIR,
+    DiffusionSampler,
+    InverseProblem,
+    MixturePosterior,
+    SamplerState,
+    TVz,
+    mixture_posterior,
+)
+from hesse.generative.diffusion import (
+    DiffusionPrior,
+    NoiseSchedule,
+    Prediction,
+    VarianceExploding,
+    VariancePreserving,
+    convert_prediction,
+    tweedie,
+)
+from hesse.generative.gaussian_mixture import GaussianMixture
+from hesse.generative.physics import (
+    Blur,
+    Inpainting,
+    MaskKind,
+    MultiCoilMRI,
+    ParallelBeamCT,
+    RealView,
+    coil_maps,
+    filtered_back_projection,
+    from_deepinv,
+    require_adjoint,
+    sampling_mask,
+)
+from hesse.generative.score_network import Denoiser, PictureNetwork, VectorNetwork, train_denoiser
+
+__all__ = [
+    "DDNM",
+    "DDS",
+    "DPS",
+    "MCG",
+    "Blur",
+    "Denoiser",
+    "DiffPIR",
+    "DiffusionPrior",
+    "DiffusionSampler",
+    "GaussianMixture",
+    "Inpainting",
+    "InverseProblem",
+    "MaskKind",
+    "MixturePosterior",
+    "MultiCoilMRI",
+    "NoiseSchedule",
+    "ParallelBeamCT",
+    "PictureNetwork",
+    "Prediction",
+    "RealView",
+    "SamplerState",
+    "TVz",
+    "VarianceExploding",
+    "VariancePreserving",
+    "VectorNetwork",
+    "coil_maps",
+    "convert_prediction",
+    "filtered_back_projection",
+    "from_deepinv",
+    "mixture_posterior",
+    "require_adjoint",
+    "sampling_mask",
+    "train_denoiser",
+    "tweedie",
+]
