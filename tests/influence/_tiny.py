@@ -22,7 +22,7 @@ def gpt2(dtype: torch.dtype = F64, *, layers: int = 1, attention: str = "sdpa", 
         vocab_size=VOCAB, n_embd=8, n_layer=layers, n_head=2, n_positions=32, n_inner=12, bos_token_id=0, eos_token_id=0
     )
     config._attn_implementation = attention
-    return _spread(GPT2LMHeadModel(config)).to(dtype).eval()
+    return spread(GPT2LMHeadModel(config)).to(dtype).eval()
 
 
 def llama(dtype: torch.dtype = F64, *, layers: int = 1, seed: int = 0) -> nn.Module:
@@ -43,10 +43,10 @@ def llama(dtype: torch.dtype = F64, *, layers: int = 1, seed: int = 0) -> nn.Mod
     for block in model.model.layers:
         block.input_layernorm, block.post_attention_layernorm = nn.RMSNorm(8, 1e-6), nn.RMSNorm(8, 1e-6)
     model.model.norm = nn.RMSNorm(8, 1e-6)
-    return _spread(model).to(dtype).eval()
+    return spread(model).to(dtype).eval()
 
 
-def _spread(model: nn.Module) -> nn.Module:
+def spread(model: nn.Module) -> nn.Module:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:

@@ -63,6 +63,7 @@ from hesse.curvature.of_loss import loss_curvature
 from hesse.curvature.output_roots import output_hessian_columns
 from hesse.curvature.per_sample import per_sample_gradients
 from hesse.curvature.report_page import write_curvature_page
+from hesse.curvature.routed import RoutedLinear
 from hesse.curvature.scheduler import CurvatureScheduler, RateMeasurement, polyak_parameters
 from hesse.curvature.scratch import Scratch
 from hesse.curvature.spectrum import eigenvalue_density, sampled_diagonal, sampled_trace, top_eigenpairs
@@ -131,6 +132,7 @@ __all__ = [
     "RateLimit",
     "RateMeasurement",
     "Relative",
+    "RoutedLinear",
     "Scratch",
     "SecondMomentRadius",
     "Spike",

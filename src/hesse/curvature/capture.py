@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from hesse.curvature.layers import TrackedLayer
+from hesse.curvature.routed import RoutedLinear
 from hesse.errors import ArgumentError, NumericalError, ShapeError
 
 __all__ = ["Captured", "LayerStream", "dgrad_only"]
@@ -26,7 +27,8 @@ class Captured:
 
     ``shared_with`` names the first layer of the batch that received the identical input tensor (itself, as a rule): its
     input statistics serve all of them. A layer called several times in one forward pass comes once, its ``calls``
-    joined along T.
+    joined along T. An expert of a mixture has the positions routed to it only, T the most of any sequence; ``places``
+    says which of the sequence they are.
     """
 
     layer: TrackedLayer
@@ -35,6 +37,7 @@ class Captured:
     mask: Tensor | None  # (B, T) bool, None where every position counts
     shared_with: str
     calls: int = 1
+    places: Tensor | None = None  # (B, T) int64, -1 where mask is false; None where every position is there, in order
 
     def blocks(self, limit: int) -> "Iterator[Captured]":
         """Cut the batch into runs of sequences, as whole matrices of gradients take much more room than rows.
@@ -52,11 +55,12 @@ class Captured:
         step = max(1, limit // (self.layer.out_features * self.layer.columns))
         for first in range(0, len(self.grads), step):
             cut = slice(first, first + step)
-            mask = None if self.mask is None else self.mask[cut]
-            yield replace(self, inputs=self.inputs[cut], grads=self.grads[cut], mask=mask)
+            mask, places = (None if part is None else part[cut] for part in (self.mask, self.places))
+            yield replace(self, inputs=self.inputs[cut], grads=self.grads[cut], mask=mask, places=places)
 
 
 Consumer = Callable[[Captured], None]
+Mask = Tensor | Callable[[str], Tensor | None] | None
 
 
 class _Anchor(Function):
@@ -76,6 +80,7 @@ class _Call:
     inputs: Tensor
     version: int  # of the input tensor: with frozen weights autograd does not notice that it was overwritten
     key: tuple[object, ...]  # equal for calls that read the identical rows
+    routed: Tensor | None = None  # (n,) where the rows of an expert are from
     grads: Tensor | None = None
 
 
@@ -83,8 +88,8 @@ class _Call:
 class _Batch:
     """Bookkeeping of the batch in flight."""
 
-    mask: Tensor | None = None
-    padding: Tensor | None = None
+    mask: Mask = None
+    padding: Mask = None
     segments: Tensor | None = None
     calls: dict[str, list[_Call]] = field(default_factory=dict)
     owners: dict[tuple[object, ...], str] = field(default_factory=dict)
@@ -158,14 +163,15 @@ class LayerStream:
         finally:
             self._batch = None
 
-    def positions(self, mask: Tensor | None, padding: Tensor | None = None) -> None:
+    def positions(self, mask: Mask, padding: Mask = None) -> None:
         """Say which positions count, between the forward and the backward pass.
 
         Parameters
         ----------
-        mask : Tensor, shape (B, T), bool, optional
-            Positions that count. Default: all.
-        padding : Tensor, shape (B, T), bool, optional
+        mask : Tensor, shape (B, T), bool, or callable, optional
+            Positions that count, or a function of a layer's name that tells them, for a model that reads two texts.
+            Default: all.
+        padding : Tensor, shape (B, T), bool, or callable, optional
             True where a position is padding: its gradient rows are set to zero, whatever the model computed there.
         """
         batch = self._require_batch()
@@ -228,7 +234,7 @@ class LayerStream:
             calls = batch.calls.setdefault(layer.name, [])
             # the tensor is kept alive until its layer is delivered, so that its address names it
             key = (x.data_ptr(), x.shape, x.stride(), x.dtype, len(calls), layer.reads)
-            call = _Call(x, x._version, key)
+            call = _Call(x, x._version, key, args[1] if isinstance(layer.module, RoutedLinear) else None)
             calls.append(call)
             batch.shared.setdefault(layer.name, batch.owners.setdefault(key, layer.name))
             output.register_hook(self._grad_hook(batch, layer, call))
@@ -267,16 +273,19 @@ class LayerStream:
                 "cannot be joined; use use_reentrant=False, or leave it out with modules="
             )
         batch.delivered.add(layer.name)
-        pairs = [_rows(layer, call, batch) for call in calls]
-        inputs, grads, masks = pairs[0] if len(pairs) == 1 else _join(pairs)
-        shared = batch.shared[layer.name] if len(pairs) == 1 else layer.name
-        self.consumer(Captured(layer, inputs, grads, masks, shared, len(pairs)))
+        shared = batch.shared[layer.name] if len(calls) == 1 else layer.name
+        pieces = [_rows(layer, call, batch, shared) for call in calls]
+        self.consumer(pieces[0] if len(pieces) == 1 else _join(pieces))
         for call in calls:
             call.grads = None
             batch.owners.pop(call.key, None)  # a tensor of a later recomputation may lie at the same address
 
 
-def _rows(layer: TrackedLayer, call: _Call, batch: _Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+def _mask_of(mask: Mask, layer: TrackedLayer) -> Tensor | None:
+    return mask(layer.name) if callable(mask) else mask
+
+
+def _rows(layer: TrackedLayer, call: _Call, batch: _Batch, shared: str) -> Captured:
     grads = call.grads
     if grads is None:  # _finish has dropped such calls
         raise NumericalError(f"capture: layer {layer.name!r} was delivered before its gradient")
@@ -285,8 +294,10 @@ def _rows(layer: TrackedLayer, call: _Call, batch: _Batch) -> tuple[Tensor, Tens
             f"modules: the input of {layer.name!r} was overwritten in place after the layer had read it; "
             "leave it out with modules="
         )
-    mask, padding = batch.mask, batch.padding
+    mask, padding = _mask_of(batch.mask, layer), _mask_of(batch.padding, layer)
     x, d = call.inputs, grads
+    if call.routed is not None:
+        return _routed(Captured(layer, x, d, None, shared), call.routed, batch)
     if mask is not None and x.dim() == 2 and x.shape[0] == mask.numel() != mask.shape[0]:
         x, d = x.view(*mask.shape, -1), d.view(*mask.shape, -1)  # a model that flattens (B, T) into rows
     x, d = layer.inputs(x), layer.output_grads(d)
@@ -300,41 +311,71 @@ def _rows(layer: TrackedLayer, call: _Call, batch: _Batch) -> tuple[Tensor, Tens
                 f"capture: layer {layer.name!r} works on {tuple(x.shape[:2])} positions, "
                 "not on those of the packed batch"
             )
-        return x, d, None
+        return Captured(layer, x, d, None, shared)
     if padding is not None:
         d = d.masked_fill(padding[..., None], 0)
-    if batch.segments is not None:
-        return _unpack(x, d, mask, batch.segments)
-    return x, d, mask
+    if batch.segments is None:
+        return Captured(layer, x, d, mask, shared)
+    # every packed document gets a row of its own, padded to the longest
+    x, d, mask, _places = _regroup(x.flatten(0, 1), d.flatten(0, 1), mask.flatten(), batch.segments.flatten())
+    return Captured(layer, x, d, mask, shared)
 
 
-def _join(rows: list[tuple[Tensor, Tensor, Tensor | None]]) -> tuple[Tensor, Tensor, Tensor | None]:
-    inputs, grads = torch.cat([r[0] for r in rows], 1), torch.cat([r[1] for r in rows], 1)
-    masks = [r[2] for r in rows]
-    if all(mask is None for mask in masks):
-        return inputs, grads, None
-    full = [torch.ones(r[0].shape[:2], dtype=torch.bool, device=r[0].device) if r[2] is None else r[2] for r in rows]
-    return inputs, grads, torch.cat(full, 1)
+def _routed(rows: Captured, routed: Tensor, batch: _Batch) -> Captured:
+    # rows (n, m) of one expert, from all over the batch: back to their sequences, padded to the most of any
+    mask, padding, segments = _mask_of(batch.mask, rows.layer), _mask_of(batch.padding, rows.layer), batch.segments
+    if mask is None:
+        raise ShapeError(f"capture: {rows.layer.name!r} is an expert, and the batch has no positions to route")
+    attended = torch.ones_like(mask) if padding is None else ~padding
+    owners = torch.arange(len(mask), device=mask.device)[:, None].expand_as(mask) if segments is None else segments
+    # where each sequence starts: a padded row after its padding, a packed document inside its row
+    flat = owners.flatten()
+    inside = flat.masked_fill(~attended.flatten(), -1)
+    count = len(mask) if segments is None else int(segments.max()) + 1
+    start = torch.full((count,), flat.numel(), device=mask.device)
+    known = (inside >= 0).nonzero().squeeze(1)
+    start.scatter_reduce_(0, inside[known], known, "amin")
+    order = torch.argsort(routed)
+    routed = routed[order]
+    kept = mask.flatten()[routed]  # the rest carry no gradient, or are padding
+    routed, order = routed[kept], order[kept]
+    owner = flat[routed]
+    x, d, counted, places = _regroup(
+        rows.inputs[order], rows.grads[order], kept[kept], owner, routed - start[owner], count
+    )
+    return replace(rows, inputs=x, grads=d, mask=counted, places=places)
 
 
-def _unpack(x: Tensor, d: Tensor, mask: Tensor, segments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    # give every packed document a row of its own, padded to the longest
-    flat = segments.reshape(-1)
-    kept = (flat >= 0).nonzero().squeeze(1)
-    document = flat[kept]
+def _join(pieces: list[Captured]) -> Captured:
+    first = pieces[0]
+    inputs, grads = torch.cat([p.inputs for p in pieces], 1), torch.cat([p.grads for p in pieces], 1)
+    masks = None
+    if any(p.mask is not None for p in pieces):
+        masks = torch.cat([p.grads.new_ones(p.grads.shape[:2]).bool() if p.mask is None else p.mask for p in pieces], 1)
+    routed = [p.places for p in pieces if p.places is not None]
+    places = torch.cat(routed, 1) if routed else None
+    return replace(first, inputs=inputs, grads=grads, mask=masks, calls=len(pieces), places=places)
+
+
+def _regroup(
+    x: Tensor, d: Tensor, mask: Tensor, owner: Tensor, places: Tensor | None = None, count: int | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    # rows (K, ...) that each belong to one of several sequences, -1 for none: one row of the result a sequence
+    kept = (owner >= 0).nonzero().squeeze(1)
+    document = owner[kept]
     order = torch.argsort(document, stable=True)
     kept, document = kept[order], document[order]
-    counts = torch.bincount(document)
+    counts = torch.bincount(document, minlength=count or 0)
     starts = counts.cumsum(0) - counts
-    place = torch.arange(len(kept), device=x.device) - starts[document]
-    shape = (len(counts), int(counts.max()))
+    column = torch.arange(len(kept), device=x.device) - starts[document]
+    shape = (len(counts), max(1, int(counts.max())))
 
-    def scatter(rows: Tensor) -> Tensor:
-        out = rows.new_zeros((*shape, *rows.shape[2:]))
-        out[document, place] = rows.flatten(0, 1)[kept]
+    def scatter(rows: Tensor, fill: int = 0) -> Tensor:
+        out = rows.new_full((*shape, *rows.shape[1:]), fill)
+        out[document, column] = rows[kept]
         return out
 
-    return scatter(x), scatter(d), scatter(mask)
+    return scatter(x), scatter(d), scatter(mask), scatter(column if places is None else places, -1)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hesse.curvature.routed import RoutedLinear
 from hesse.errors import ArgumentError, ShapeError
 
 __all__ = ["TrackedLayer", "select_layers"]
@@ -21,6 +22,7 @@ Picker = str | Callable[[str, nn.Module], bool]
 _MLP = re.compile(
     r"(^|[._])(mlp|ffn|feed_forward|feedforward|intermediate|output|dense_act|DenseReluDense|experts?|fc1|fc2)([._]|$)"
 )
+_ADAPTER = re.compile(r"\.lora_[AB]\.")
 _ATTENTION = re.compile(r"(^|[._])(\w*attn\w*|\w*attention\w*|SelfAttention|EncDecAttention)([._]|$)")
 
 
@@ -48,7 +50,8 @@ class TrackedLayer:
         if isinstance(self.module, (nn.Conv1d, nn.Conv2d)):
             window = self.module
             return (self.columns, window.kernel_size, window.stride, window.padding, window.dilation)
-        return (self.columns,)
+        # an expert's rows are its own, although tensors of no rows all have the same address
+        return (self.columns, self.name) if isinstance(self.module, RoutedLinear) else (self.columns,)
 
     def inputs(self, x: Tensor) -> Tensor:
         """Read the module's input as rows.
@@ -146,7 +149,8 @@ def select_layers(model: nn.Module, modules: Picker = "mlp", *, allow_head: bool
         submodules; in any other module "mlp" means every supported layer.
     modules : str or callable, default "mlp"
         "mlp" (the paper's choice), "attention", "all-linear", a regular expression searched in the dotted name,
-        or ``(name, module) -> bool``.
+        or ``(name, module) -> bool``. Of a model with LoRA adapters the first three mean the adapters' matrices: the
+        weights beneath were not trained.
     allow_head : bool, default False
         Whether the output embedding of a language model may be tracked: its S factor is vocabulary squared.
 
@@ -165,9 +169,12 @@ def select_layers(model: nn.Module, modules: Picker = "mlp", *, allow_head: bool
     pick = _picker(modules, is_transformer)
     head = _output_embedding(model)
     named_kind = modules in ("mlp", "attention", "all-linear")
+    adapters = named_kind and any(_ADAPTER.search(name) for name, _module in model.named_modules())
     layers: dict[str, TrackedLayer] = {}
     for name, module in model.named_modules():
         if next(module.children(), None) is not None or not pick(name, module):
+            continue
+        if adapters and not _ADAPTER.search(name):
             continue
         if module is head and not allow_head:
             if named_kind:
@@ -188,6 +195,7 @@ def select_layers(model: nn.Module, modules: Picker = "mlp", *, allow_head: bool
     if not layers:
         raise ArgumentError(
             f"modules: {modules!r} matches no Linear, Conv1D, Conv1d or Conv2d layer of {type(model).__name__}"
+            + ("; try 'all-linear'" if modules in ("mlp", "attention") else "")
         )
     _refuse_shared_weights(layers)
     return layers

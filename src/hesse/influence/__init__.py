@@ -6,6 +6,7 @@ from hesse.influence.corpus import Corpus, find_corpus, keep_corpus, open_corpus
 from hesse.influence.curation import Selection, mean_scores, select_rows
 from hesse.influence.engine import Influence
 from hesse.influence.examples import ArrayExamples, Examples, TokenExamples, as_examples
+from hesse.influence.experts import has_fused_experts, split_experts
 from hesse.influence.factors import Factors, LayerFactors, load_factors, parse_damping
 from hesse.influence.facts import Fact, FactWorld, office_world, prose_world
 from hesse.influence.huggingface import load_model, load_tokenizer
@@ -18,6 +19,7 @@ from hesse.influence.report import Column, ReportData, ReportEntry, ReportQuery,
 from hesse.influence.retrieval import mean_reciprocal_rank, recall_at_k
 from hesse.influence.scores import Ranked, Scores, open_scores
 from hesse.influence.sequences import Sequence, collate, read_rows, tokenize_rows
+from hesse.influence.text_losses import MaskedLMLoss, PairExamples, Seq2SeqLoss
 
 __all__ = [
     "ArrayExamples",
@@ -33,6 +35,8 @@ __all__ = [
     "LayerFactors",
     "Loss",
     "LossOutput",
+    "MaskedLMLoss",
+    "PairExamples",
     "Query",
     "Ranked",
     "RegressionLoss",
@@ -42,12 +46,14 @@ __all__ = [
     "Run",
     "Scores",
     "Selection",
+    "Seq2SeqLoss",
     "Sequence",
     "TokenExamples",
     "as_examples",
     "bm25_scores",
     "collate",
     "find_corpus",
+    "has_fused_experts",
     "keep_corpus",
     "load_factors",
     "load_model",
@@ -68,6 +74,7 @@ __all__ = [
     "read_rows",
     "recall_at_k",
     "select_rows",
+    "split_experts",
     "tfidf_paper",
     "tokenize_query",
     "tokenize_rows",

@@ -26,6 +26,7 @@ from hesse.influence.checks import (
 )
 from hesse.influence.contraction import check_rank
 from hesse.influence.examples import as_examples, split_targets
+from hesse.influence.experts import has_fused_experts
 from hesse.influence.factors import Factors, check_against, damping_text, load_factors
 from hesse.influence.fit import FitSettings, fit_factors
 from hesse.influence.identity import loss_identity
@@ -35,6 +36,7 @@ from hesse.influence.question import Question, answer, num_refined
 from hesse.influence.run import RunFolder, forget_missing, open_folder, remove_unnamed, start_folder, writing_run
 from hesse.influence.score import ScoreSettings, check_memory, self_scores
 from hesse.influence.scores import Scores, open_scores
+from hesse.influence.text_losses import Seq2SeqLoss
 from hesse.io import config_hash, hash_tensors
 
 __all__ = ["Influence", "Strategy"]
@@ -117,6 +119,11 @@ class Influence:
         if not 0 <= seed < 2**63:
             raise ArgumentError(f"seed: expected 0 to 2**63 - 1, got {seed}")
         check_model(model)
+        if modules in ("mlp", "all-linear") and has_fused_experts(model):
+            raise ArgumentError(
+                f"model: {type(model).__name__} keeps its experts in one tensor, where they cannot be tracked; call "
+                "hesse.influence.split_experts(model) first"
+            )
         self.model = model
         self.loss: Loss = CausalLMLoss() if loss is None else loss
         check_loss(self.loss, fisher)
@@ -282,6 +289,8 @@ class Influence:
             raise ArgumentError(
                 "measurement_name: name the measurement, so that its scores can be told from others in the run"
             )
+        if per_token and isinstance(self.loss, Seq2SeqLoss):
+            raise ArgumentError("per_token: a sequence of a sequence-to-sequence model is two texts; leave it out")
         if per_query_token and measurement is not None:
             raise ArgumentError("per_query_token: a measurement has no tokens; leave out one of the two")
         check_model(self.model)

@@ -3,6 +3,7 @@
 Shapes: p outputs, m columns (bias counted), V any stack of gradient matrices (..., p, m).
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -306,7 +307,10 @@ def load_factors(folder: Path, manifest: Manifest, *, device: torch.device | str
         left = read(entry["left"], "vectors") if entry.get("left") else None
         right = read(entry["right"], "vectors") if entry.get("right") else None
         table = read(entry["table"], "table") if entry.get("table") else None
-        layers[name] = LayerFactors(left, right, table, 0.0 if table is None else float(damping.of(table)))
+        value = 0.0 if table is None else float(damping.of(table))
+        if name in state.get("unreached", []):
+            value = math.inf  # an expert that no training sequence reached: it takes no part in any score
+        layers[name] = LayerFactors(left, right, table, value)
         if table is not None and layers[name].damping == 0 and not bool((table > 0).all()):
             raise ArgumentError(
                 f"damping: layer {name!r} has zero eigenvalues (no gradient reaches part of it) and the damping is "

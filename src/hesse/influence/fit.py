@@ -17,6 +17,7 @@ from hesse.curvature.capture import Captured
 from hesse.curvature.ekfac import second_moment, sequence_gradients
 from hesse.curvature.kfac import InputFactor, OutputFactor, eigendecompose, mirror_
 from hesse.curvature.layers import TrackedLayer
+from hesse.curvature.routed import RoutedLinear
 from hesse.curvature.scratch import Scratch
 from hesse.errors import ArgumentError
 from hesse.influence.examples import Examples, plan_batches, plan_units
@@ -216,7 +217,9 @@ class _Fit:
                 relative = f"eig/{file_name(name)}.{which}.safetensors"
                 if relative not in self.run.manifest.files:
                     total = mirror_(self._load(self._cov(name, which), "total"))
-                    eigen = eigendecompose(total, counts[name][which], name=f"{name} ({which})", blocks=self.blocks)
+                    # of an expert that the router never chose any basis will do
+                    count = counts[name][which] or int(self._is_expert(name))
+                    eigen = eigendecompose(total, count, name=f"{name} ({which})", blocks=self.blocks)
                     dtype = self.settings.factor_dtype
                     fresh[relative] = self._save(
                         relative, values=eigen.values.to(dtype), vectors=eigen.vectors.to(dtype)
@@ -261,6 +264,7 @@ class _Fit:
         mean_tokens = max((c["S"] for c in counts.values()), default=0) / num
         layers: dict[str, dict[str, str]] = {}
         files: dict[str, FileEntry] = {}
+        unreached: list[str] = []
         for name in self.run_pass.layers:
             entry: dict[str, str] = {}
             if self.strategy in ("ekfac", "kfac"):
@@ -279,6 +283,8 @@ class _Fit:
             else:
                 layers[name] = entry
                 continue
+            if self._is_expert(name) and not bool(table.any()):
+                unreached.append(name)
             entry["table"] = f"lam/{file_name(name)}.safetensors"
             files[entry["table"]] = self._save(entry["table"], table=table)
             layers[name] = entry
@@ -286,6 +292,7 @@ class _Fit:
             "done": True,
             "stage": "done",
             "layers": layers,
+            "unreached": unreached,
             "num_sequences": num,
             "mean_tokens": mean_tokens,
             "shared": shared,
@@ -328,6 +335,9 @@ class _Fit:
             # the rows carry 8 bits, so bases of 8 bits add noise of the size there is; Λ is still summed in float32
             left, right = ({name: basis.bfloat16() for name, basis in side.items()} for side in (left, right))
         return {name: (left[name], right[shared[name]]) for name in shared}
+
+    def _is_expert(self, name: str) -> bool:
+        return isinstance(self.run_pass.layers[name].module, RoutedLinear)
 
     def _order(self, name: str, which: str) -> int:
         layer = self.run_pass.layers[name]

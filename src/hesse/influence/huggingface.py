@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 
 from hesse._optional import require
 from hesse.errors import ArgumentError, ArtifactError
+from hesse.influence.experts import split_experts
 from hesse.io import hash_bytes
 
 __all__ = ["DTYPES", "default_max_length", "load_model", "load_tokenizer", "tokenizer_hash"]
@@ -51,7 +52,7 @@ def load_model(
     Returns
     -------
     model : PreTrainedModel
-        On the device, in eval mode.
+        On the device, in eval mode; the experts of a mixture are split, see `split_experts`.
     tokenizer : PreTrainedTokenizerBase
         The one stored with the model.
 
@@ -77,7 +78,7 @@ def load_model(
             "they would be random. It may not be a causal language model."
         )
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return model.to(target).eval(), _load(transformers.AutoTokenizer, where, name_or_path, {})
+    return split_experts(model).to(target).eval(), _load(transformers.AutoTokenizer, where, name_or_path, {})
 
 
 def load_tokenizer(name_or_path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:

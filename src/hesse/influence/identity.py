@@ -21,11 +21,12 @@ import torch
 
 from hesse.errors import ArgumentTypeError
 from hesse.influence.objective import CausalLMLoss, ClassificationLoss, Loss, RegressionLoss
+from hesse.influence.text_losses import MaskedLMLoss, Seq2SeqLoss
 from hesse.io import hash_bytes, hash_tensors
 
 __all__ = ["loss_identity"]
 
-_OURS = (CausalLMLoss, ClassificationLoss, RegressionLoss)
+_OURS = (CausalLMLoss, ClassificationLoss, MaskedLMLoss, RegressionLoss, Seq2SeqLoss)
 _PLAIN = (bool, int, float, complex, str, bytes, types.NoneType, types.EllipsisType, range)
 _BY_TEXT = (torch.dtype, torch.device, torch.layout, np.dtype, np.ufunc, types.GenericAlias, types.UnionType)
 _MAPPINGS = (dict, OrderedDict, types.MappingProxyType)

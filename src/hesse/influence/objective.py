@@ -25,13 +25,20 @@ __all__ = [
     "Labels",
     "Loss",
     "LossOutput",
+    "Masks",
     "RegressionLoss",
+    "SoftmaxTokens",
     "check_is_likelihood",
+    "negative_log_likelihood",
+    "token_logits",
 ]
 
 Batch = Mapping[str, Any]
 Labels = Tensor | Callable[[Tensor, Tensor], Tensor]
 """Targets, or a function (logits, valid) -> targets that draws them; the forward pass is then made only once."""
+
+Masks = Tensor | Callable[[str], Tensor] | None
+"""Positions that count, (B, T) bool: one mask, a function of a layer's name, or None without a time axis."""
 
 _FORWARD_KEYS = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "inputs_embeds")
 
@@ -63,8 +70,8 @@ class Loss(Protocol):
         """Columns C of the square root of the output Hessian, Σ C Cᵀ = H, each shaped like the logits."""
         ...
 
-    def positions(self, batch: Batch, valid: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """(attended, gradient-carrying) positions of the model's own (B, T), or (None, None) without a time axis."""
+    def positions(self, batch: Batch, valid: Tensor) -> tuple[Masks, Masks]:
+        """(attended, gradient-carrying) positions of the model's own (B, T)."""
         ...
 
 
@@ -81,41 +88,8 @@ def _softmax_columns(logits: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class CausalLMLoss:
-    """Next-token negative log-likelihood, summed over the supervised tokens of a sequence.
-
-    A batch holds ``input_ids`` (B, T), ``labels`` (B, T) with -100 where a token is not supervised, and optionally
-    ``attention_mask`` and ``position_ids``. Position t predicts token t + 1, so ``labels[:, 0]`` never counts.
-    The model is anything that returns logits (B, T, V), alone or as ``.logits``; of what a batch holds it is handed
-    what its ``forward`` names.
-    """
-
-    def __call__(self, model: nn.Module, batch: Batch, labels: Labels | None = None) -> LossOutput:
-        """Compute the loss of every predicted token.
-
-        Parameters
-        ----------
-        model : nn.Module
-            The language model.
-        batch : mapping
-            As above.
-        labels : Tensor, shape (B, T), or callable, optional
-            Instead of the data's; a callable takes the logits and valid positions, both without the last, and returns
-            targets already shifted.
-
-        Returns
-        -------
-        LossOutput
-            Per-token loss (B, T - 1), logits (B, T - 1, V) and valid positions (B, T - 1).
-        """
-        logits = _logits(model, batch)[:, :-1]
-        targets = batch["labels"][:, 1:]
-        valid = targets != -100
-        if callable(labels):
-            targets = labels(logits, valid)
-        elif labels is not None:
-            targets = labels[:, 1:]
-        return LossOutput(_cross_entropy(logits, targets, valid), logits, valid)
+class SoftmaxTokens:
+    """What the losses of token models share: a softmax at every position, with the true context."""
 
     def sample(self, logits: Tensor, uniforms: Tensor) -> Tensor:
         """Draw every next token from the softmax, with the true prefix as context.
@@ -153,6 +127,44 @@ class CausalLMLoss:
                     column = torch.zeros_like(logits)
                     column[:, t] = root[:, t, :, c]
                     yield column
+
+
+@dataclass(frozen=True, slots=True)
+class CausalLMLoss(SoftmaxTokens):
+    """Next-token negative log-likelihood, summed over the supervised tokens of a sequence.
+
+    A batch holds ``input_ids`` (B, T), ``labels`` (B, T) with -100 where a token is not supervised, and optionally
+    ``attention_mask`` and ``position_ids``. Position t predicts token t + 1, so ``labels[:, 0]`` never counts.
+    The model is anything that returns logits (B, T, V), alone or as ``.logits``; of what a batch holds it is handed
+    what its ``forward`` names.
+    """
+
+    def __call__(self, model: nn.Module, batch: Batch, labels: Labels | None = None) -> LossOutput:
+        """Compute the loss of every predicted token.
+
+        Parameters
+        ----------
+        model : nn.Module
+            The language model.
+        batch : mapping
+            As above.
+        labels : Tensor, shape (B, T), or callable, optional
+            Instead of the data's; a callable takes the logits and valid positions, both without the last, and returns
+            targets already shifted.
+
+        Returns
+        -------
+        LossOutput
+            Per-token loss (B, T - 1), logits (B, T - 1, V) and valid positions (B, T - 1).
+        """
+        logits = token_logits(model, batch)[:, :-1]
+        targets = batch["labels"][:, 1:]
+        valid = targets != -100
+        if callable(labels):
+            targets = labels(logits, valid)
+        elif labels is not None:
+            targets = labels[:, 1:]
+        return LossOutput(negative_log_likelihood(logits, targets, valid), logits, valid)
 
     def positions(self, batch: Batch, valid: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Find non-padding positions, and of these the ones up to the last that predicts a supervised token.
@@ -218,7 +230,7 @@ class ClassificationLoss:
             targets = labels(logits, valid)
         elif labels is not None:
             targets = labels.reshape(-1, 1)
-        return LossOutput(_cross_entropy(logits, targets, valid), logits, valid)
+        return LossOutput(negative_log_likelihood(logits, targets, valid), logits, valid)
 
     def sample(self, logits: Tensor, uniforms: Tensor) -> Tensor:
         """Draw the class from the softmax.
@@ -381,14 +393,14 @@ def check_is_likelihood(loss: Loss, model: nn.Module, batch: Batch) -> None:
     ArgumentError
         If the summed loss is not the summed negative log-softmax of its own logits.
     """
-    if type(loss) in (CausalLMLoss, ClassificationLoss, RegressionLoss):  # a subclass may rescale
+    if type(loss).__module__.startswith("hesse.influence."):  # a subclass may rescale
         return
     output = loss(model, batch)
     labels = batch["labels"]
     targets = labels[:, -output.valid.shape[1] :] if labels.dim() > 1 else labels.reshape(-1, 1)
     if output.logits.is_floating_point() and targets.is_floating_point():
         return  # a regression loss of the user's own: there is no softmax to compare with
-    expected = _cross_entropy(output.logits.detach(), targets, output.valid).sum()
+    expected = negative_log_likelihood(output.logits.detach(), targets, output.valid).sum()
     got = output.per_token.detach().sum()
     if not torch.isclose(got, expected, rtol=1e-3):
         raise ArgumentError(
@@ -400,7 +412,28 @@ def check_is_likelihood(loss: Loss, model: nn.Module, batch: Batch) -> None:
         )
 
 
-def _logits(model: nn.Module, batch: Batch) -> Tensor:
+def token_logits(model: nn.Module, batch: Batch) -> Tensor:
+    """Call a language model with what of a batch its ``forward`` names.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Returns logits (B, T, V), alone or as ``.logits``.
+    batch : mapping
+        ``input_ids`` and, if there, ``attention_mask``, ``position_ids`` and the like.
+
+    Returns
+    -------
+    Tensor, shape (B, T, V)
+        Logits.
+
+    Raises
+    ------
+    ArgumentError
+        If a plain module would attend to padding.
+    ShapeError
+        If there is no time axis.
+    """
     inputs = {key: batch[key] for key in _FORWARD_KEYS if key in batch}
     mask = inputs.get("attention_mask")
     if mask is not None and mask.dim() == 4 and mask.dtype == torch.bool:
@@ -445,7 +478,23 @@ def _single_output(model: nn.Module, batch: Batch) -> Tensor:
     return logits[:, None]
 
 
-def _cross_entropy(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
+def negative_log_likelihood(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
+    """Negative log-likelihood of every target, in float32 at least.
+
+    Parameters
+    ----------
+    logits : Tensor, shape (B, T, V)
+        Of the model.
+    targets : Tensor, shape (B, T), int64
+        Anything where not valid.
+    valid : Tensor, shape (B, T), bool
+        Which positions count.
+
+    Returns
+    -------
+    Tensor, shape (B, T)
+        Zero where not valid.
+    """
     wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     safe = torch.where(valid, targets, -100)
     return F.cross_entropy(wide.flatten(0, 1), safe.flatten(), reduction="none", ignore_index=-100).view(targets.shape)

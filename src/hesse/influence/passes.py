@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hesse.curvature.capture import Captured, LayerStream, dgrad_only
 from hesse.curvature.layers import TrackedLayer
 from hesse.errors import ArgumentError, NumericalError
-from hesse.influence.objective import Batch, Loss, LossOutput, check_is_likelihood
+from hesse.influence.objective import Batch, Loss, LossOutput, Masks, check_is_likelihood
 
 __all__ = ["Fisher", "Measurement", "Pass", "check_model"]
 
@@ -181,8 +181,7 @@ class Pass:
         with stream.batch(batch.get("segment_ids")):
             output = self.loss(self.model, batch, labels)
             attended, carrying = self.loss.positions(batch, output.valid)
-            padding = None if attended is None or bool(attended.all()) else ~attended
-            stream.positions(attended if self.attended else carrying, padding)
+            stream.positions(attended if self.attended else carrying, _padding(attended))
             _check_finite(output, names, batch.get("segment_ids"), self._argument)
             yield output
 
@@ -208,6 +207,12 @@ def check_model(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if module.training:
             raise ArgumentError(f"model: {name or type(model).__name__!r} is in train() mode; call model.eval() first")
+
+
+def _padding(attended: Masks) -> Masks:
+    if callable(attended):
+        return lambda name: ~attended(name)
+    return None if attended is None or bool(attended.all()) else ~attended
 
 
 def _check_finite(output: LossOutput, names: Items[str], segments: Tensor | None, argument: str) -> None:

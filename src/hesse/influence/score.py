@@ -234,7 +234,7 @@ class _Sink:
         if self.settings.per_token:
             terms = contract_tokens(rows, queries, self.dtype).cpu().to(self.scores.dtype) * self.scale
             values = terms.sum(-1)
-            if rows.calls > 1:  # several calls of one module, joined along T: a token takes part in each
+            if rows.calls > 1 and rows.places is None:  # joined along T: a token takes part in each
                 terms = terms.unflatten(-1, (rows.calls, -1)).sum(-2)
             for row, place in enumerate(self.places.tolist()):
                 self._add_tokens(place, terms[:, row], rows, row)
@@ -247,7 +247,10 @@ class _Sink:
 
     def _add_tokens(self, place: int, terms: Tensor, rows: Captured, row: int) -> None:
         length = self.lengths[place]
-        if terms.shape[1] == length:
+        if rows.places is not None:  # an expert saw some of the tokens only
+            seen = rows.places[row] >= 0
+            self.tokens[place].index_add_(1, rows.places[row][seen].cpu(), terms[:, seen.cpu()])
+        elif terms.shape[1] == length:
             self.tokens[place] += terms
         elif length == 1:  # an example without a time axis: a convolution's positions all belong to it
             self.tokens[place] += terms.sum(1, keepdim=True)
