@@ -107,6 +107,27 @@ METHODS: tuple[Method, ...] = (
         status="beta",
     ),
     Method(
+        slug="comp_sum_losses",
+        family="nn",
+        title="Cross-entropy and its relatives with bounds on the error, and smooth adversarial training with them",
+        papers=(Paper("Mao, Mohri, Zhong", 2023, "2304.07288"),),
+        import_path="hesse.nn.CompSumLoss",
+        claim="bounds hold and are met, wrong labels cost less, and robust training beats TRADES on clean inputs",
+        status="beta",
+    ),
+    Method(
+        slug="convex_relu",
+        family="nn",
+        title="Two-layer ReLU networks at their global optimum, plain or robust, with a certificate",
+        papers=(
+            Paper("Bai, Gautam, Sojoudi", 2023, "2201.01965"),
+            Paper("Pilanci, Ergen", 2020, "2002.10553"),
+        ),
+        import_path="hesse.nn.ConvexReLUClassifier",
+        claim="agrees with a general cone solver in a fraction of its time, and no start of Adam ends below it",
+        status="beta",
+    ),
+    Method(
         slug="curvature_core",
         family="curvature",
         title="Hessian, Gauss-Newton and Fisher operators over a loader, and their spectra",
@@ -354,6 +375,15 @@ METHODS: tuple[Method, ...] = (
         ),
         import_path="hesse.curvature.stability_report",
         claim="says beforehand at which minima SGD stays and which it leaves, where gradient descent stays at both",
+        status="beta",
+    ),
+    Method(
+        slug="singular_likelihood",
+        family="generative",
+        title="Likelihood for data on thin sets: perturb the data, fit, sample without noise",
+        papers=(Paper("Chae, Kim, Kim, Lin", 2023, "2105.04046"),),
+        import_path="hesse.generative.PerturbedGenerativeMLE",
+        claim="where data lie on a curve in many dimensions, spreads mass better than plain likelihood does",
         status="beta",
     ),
     Method(
