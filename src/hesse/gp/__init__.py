@@ -1,5 +1,6 @@
 """Gaussian processes on surfaces known by points alone, and under tensors with continuous indices."""
 
+from hesse.gp.funbat import FunBaT, MaternSSM, SmoothedChain, interpolate, kalman_smoother
 from hesse.gp.rvgp import (
     RVGP,
     EigenFields,
@@ -16,12 +17,17 @@ from hesse.gp.rvgp import (
 __all__ = [
     "RVGP",
     "EigenFields",
+    "FunBaT",
     "GraphKind",
     "KernelKind",
+    "MaternSSM",
     "NeighbourGraph",
     "Singularities",
+    "SmoothedChain",
     "Smoothness",
     "TangentBundle",
     "Transport",
     "furthest_point_sampling",
+    "interpolate",
+    "kalman_smoother",
 ]

@@ -1,0 +1,23 @@
+"""Which part of a score field is a gradient, which part no sample can see, and what each part does to read-outs."""
+
+from hesse.generative.gauge.decomposition import GaugeDecomposition, decompose, decompose_linear
+from hesse.generative.gauge.energy import EnergyScore
+from hesse.generative.gauge.fields import Field, SphereScore, asymmetry, field_jacobian, gauge_residual, score_field
+from hesse.generative.gauge.flow import FlowJacobian, flow, flow_jacobian, flow_log_density
+
+__all__ = [
+    "EnergyScore",
+    "Field",
+    "FlowJacobian",
+    "GaugeDecomposition",
+    "SphereScore",
+    "asymmetry",
+    "decompose",
+    "decompose_linear",
+    "field_jacobian",
+    "flow",
+    "flow_jacobian",
+    "flow_log_density",
+    "gauge_residual",
+    "score_field",
+]
