@@ -234,6 +234,15 @@ METHODS: tuple[Method, ...] = (
         status="beta",
     ),
     Method(
+        slug="hierarchical_polynomials",
+        family="nn",
+        title="Functions of one hidden polynomial, learnt layer by layer",
+        papers=(Paper("Wang, Nichani, Lee", 2024, "2311.13774"),),
+        import_path="hesse.nn.HierarchicalPolynomialRegressor",
+        claim="needs about d^2 samples for a quadratic feature where the best kernel never gets there",
+        status="beta",
+    ),
+    Method(
         slug="influence_ekfac",
         family="influence",
         title="EK-FAC influence functions for language models",
