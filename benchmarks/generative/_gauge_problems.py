@@ -12,7 +12,16 @@ from torch.nn.functional import normalize
 from hesse.generative.gauge import EnergyScore, Field, SphereScore
 from hesse.generative.score_network import Denoiser, VectorNetwork, train_denoiser
 
-__all__ = ["DATA_SETS", "Model", "noisy_sphere", "sphere_with_rotation", "swiss_roll", "train_model", "wasserstein"]
+__all__ = [
+    "DATA_SETS",
+    "Model",
+    "noisy_sphere",
+    "sphere_score",
+    "sphere_with_rotation",
+    "swiss_roll",
+    "train_model",
+    "wasserstein",
+]
 
 TRAINED_SIGMA_MIN, TRAINED_SIGMA_MAX = 0.01, 10.0
 
@@ -21,8 +30,7 @@ def sphere_with_rotation(score: SphereScore, amount: float) -> Field:
     """The score of the sphere plus (amount / σ) e_z × x, a rotation that leaves every noised law as it is."""
 
     def field(x: Tensor, sigma: float) -> Tensor:
-        turn = torch.zeros_like(x)
-        turn = torch.cat([-x[:, 1:2], x[:, :1], turn[:, 2:]], 1)
+        turn = torch.cat([-x[:, 1:2], x[:, :1], torch.zeros_like(x[:, 2:])], 1)
         return score(x, sigma) + amount / sigma * turn
 
     return field
@@ -40,6 +48,25 @@ def noisy_sphere(count: int, sphere_dim: int, dim: int, noise: float, generator:
     points = torch.zeros(count, dim, dtype=torch.float64)
     points[:, : sphere_dim + 1] = normalize(torch.randn(count, sphere_dim + 1, generator=generator).double())
     return points, points + noise * torch.randn(count, dim, dtype=torch.float64, generator=generator)
+
+
+def sphere_score(sphere_dim: int, noise: float) -> Field:
+    """The score of `noisy_sphere`, from the ratio of Bessel functions I_{p/2}(κ) / I_{p/2-1}(κ), p = sphere_dim + 1.
+
+    The ratio is a continued fraction, 1 / (p/κ + 1 / ((p + 2)/κ + ...)), from far enough out: it needs about κ terms.
+    """
+    p = sphere_dim + 1
+
+    def field(x: Tensor, sigma: float) -> Tensor:
+        variance = sigma**2 + noise**2
+        radius = x[:, :p].square().sum(1, keepdim=True).sqrt()
+        kappa = radius / variance
+        ratio = torch.zeros_like(kappa)
+        for k in reversed(range(int(2 * kappa.max()) + 50)):
+            ratio = 1 / ((p + 2 * k) / kappa + ratio)
+        return torch.cat([x[:, :p] / radius * ratio, torch.zeros_like(x[:, p:])], 1) / variance - x / variance
+
+    return field
 
 
 DATA_SETS = {

@@ -6,7 +6,7 @@ import torch
 from hesse.errors import ArgumentError, ShapeError
 from hesse.generative.gauge import SphereScore, decompose
 from hesse.generative.gaussian_mixture import GaussianMixture
-from hesse.generative.intrinsic_dim import intrinsic_dimension
+from hesse.generative.intrinsic_dim import intrinsic_dimension, plateau_dimension
 
 METHODS = ["flow", "jacobian", "normal_bundle", "flipd"]
 
@@ -94,10 +94,28 @@ def test_bad_arguments_are_named():
     """Oracle: the error taxonomy."""
     score, x = SphereScore(), torch.ones(2, 3)
     with pytest.raises(ArgumentError, match="method"):
-        intrinsic_dimension(score, x, method="magic")
+        intrinsic_dimension(score, x, method="magic")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ArgumentError, match="num_scores"):
         intrinsic_dimension(score, x, method="normal_bundle", num_scores=2)
     with pytest.raises(ArgumentError, match="sigma_max"):
         intrinsic_dimension(score, x, 0.5, method="flow", sigma_max=2.0)
     with pytest.raises(ShapeError, match="x of shape"):
         intrinsic_dimension(score, torch.ones(3))
+    with pytest.raises(ArgumentError, match="two or more"):
+        plateau_dimension(score, x, (0.1, 0.1))
+
+
+def test_plateau_lies_between_the_noise_of_the_data_and_their_curvature():
+    """Oracle: the sphere with noise 0.02: five dimensions below it, two above, fewer beyond the radius."""
+    score, x = SphereScore(5), SphereScore(5).sample(20, 0.02, generator=seeded(8))
+    levels = (1.0, 0.002, 0.005, 0.03, 0.06, 0.1, 0.2, 3.0)
+
+    def blurred(y, sigma):
+        return score(y, math.hypot(sigma, 0.02))
+
+    found = plateau_dimension(blurred, x, levels)
+    assert bool((found.dimension == 2).all())
+    assert bool((found.dimensions[:, 0] == 5).all() and (found.dimensions[:, -1] == 0).all())
+    assert found.levels.tolist() == sorted(levels)
+    torch.testing.assert_close(found.confidence, torch.full((20,), 0.5, dtype=torch.float64))
+    torch.testing.assert_close(found.sigma, torch.full((20,), (0.03 * 0.2) ** 0.5, dtype=torch.float64))

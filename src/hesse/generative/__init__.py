@@ -23,7 +23,9 @@ from hesse.generative.diffusion import (
     tweedie,
 )
 from hesse.generative.gauge import (
+    Divergence,
     EnergyScore,
+    Features,
     Field,
     FlowJacobian,
     GaugeDecomposition,
@@ -36,10 +38,17 @@ from hesse.generative.gauge import (
     flow_jacobian,
     flow_log_density,
     gauge_residual,
+    probability_flow,
     score_field,
 )
 from hesse.generative.gaussian_mixture import GaussianMixture
-from hesse.generative.intrinsic_dim import DimensionEstimate, DimensionMethod, intrinsic_dimension
+from hesse.generative.intrinsic_dim import (
+    DimensionEstimate,
+    DimensionMethod,
+    PlateauEstimate,
+    intrinsic_dimension,
+    plateau_dimension,
+)
 from hesse.generative.physics import (
     Blur,
     Inpainting,
@@ -80,7 +89,9 @@ __all__ = [
     "DiffusionSampler",
     "DimensionEstimate",
     "DimensionMethod",
+    "Divergence",
     "EnergyScore",
+    "Features",
     "Field",
     "FlowJacobian",
     "GaugeDecomposition",
@@ -95,6 +106,7 @@ __all__ = [
     "ParallelBeamCT",
     "PerturbedGenerativeMLE",
     "PictureNetwork",
+    "PlateauEstimate",
     "Prediction",
     "RealView",
     "Rung",
@@ -121,7 +133,9 @@ __all__ = [
     "intrinsic_dimension",
     "kde_resample",
     "mixture_posterior",
+    "plateau_dimension",
     "ppca_mixture",
+    "probability_flow",
     "require_adjoint",
     "sampling_mask",
     "score_field",

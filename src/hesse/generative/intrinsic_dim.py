@@ -1,9 +1,10 @@
 """Local dimension of data from a score field: flow Jacobian, local Jacobian, normal bundle, trace formula.
 
-Shapes: B points of D coordinates, K noised copies.
+Shapes: B points of D coordinates, K noised copies, T noise levels.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -11,10 +12,10 @@ import torch
 from torch import Generator, Tensor
 
 from hesse.errors import ArgumentError
-from hesse.generative.gauge import Field, field_jacobian, flow, flow_jacobian
+from hesse.generative.gauge import Field, field_jacobian, flow_jacobian, probability_flow
 from hesse.generative.gauge.fields import check_points
 
-__all__ = ["DimensionEstimate", "DimensionMethod", "intrinsic_dimension"]
+__all__ = ["DimensionEstimate", "DimensionMethod", "PlateauEstimate", "intrinsic_dimension", "plateau_dimension"]
 
 DimensionMethod = Literal["flow", "jacobian", "normal_bundle", "flipd"]
 
@@ -69,11 +70,13 @@ def intrinsic_dimension(
     x : Tensor, shape (B, D)
         Points on, or near, the data.
     sigma : float, default 0.05
-        Noise level of the read-out, in units of the data: above the data's own noise, below its radius of curvature.
+        Noise level of the read-out, in units of the data: above the data's own noise, below its radius of curvature;
+        for "flow" ten times it must be below that radius too.
     method : {"flow", "jacobian", "normal_bundle", "flipd"}, default "jacobian"
         The cheapest that gives whole numbers: D products a point.
     symmetrize : bool, default False
-        Use (J + Jᵀ)/2, a cheap repair of "jacobian"; "flipd" is not changed by it.
+        Use (J + Jᵀ)/2, a cheap repair of "jacobian". The other methods do not look at it: tr J is that of the
+        symmetric part anyway, and |v|² needs `decompose`.
     num_scores : int, optional
         K >= D. Default: 8 D.
     sigma_max : float, default 10.0
@@ -102,6 +105,11 @@ def intrinsic_dimension(
     C. Horvat, J.-P. Pfister (2024), ICLR, arXiv 2402.03845 ("flow"); J. Stanczuk, G. Batzolis, T. Deveney, C.-B.
     Schönlieb (2024), ICML, arXiv 2212.12611 ("normal_bundle"); H. Kamkari et al. (2024), NeurIPS, arXiv 2406.03537
     ("flipd").
+
+    Notes
+    -----
+    "jacobian" and "flipd" take D products a point and hold a D × D matrix of each; "normal_bundle" takes K evaluations,
+    "flow" some 4 (D + 2) ``num_steps`` of them.
     """
     check_points("intrinsic_dimension", x, sigma)
     if method not in get_args(DimensionMethod):
@@ -126,6 +134,82 @@ def intrinsic_dimension(
     return _counted((spectrum > 0.5).sum(1), spectrum)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PlateauEstimate:
+    """The dimension that lasts over the widest range of noise levels, one a point."""
+
+    dimension: Tensor  # (B,), whole
+    confidence: Tensor  # (B,): share of the levels that the plateau covers
+    sigma: Tensor  # (B,): the plateau's middle, geometric
+    levels: Tensor  # (T,), rising
+    dimensions: Tensor  # (B, T): the estimates that it was read from
+
+
+def plateau_dimension(
+    field: Field,
+    x: Tensor,
+    sigmas: Sequence[float] = (0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2),
+    *,
+    method: DimensionMethod = "jacobian",
+    symmetrize: bool = False,
+    generator: Generator | None = None,
+) -> PlateauEstimate:
+    """Choose the noise level point by point: take the rounded estimate that most neighbouring levels agree on.
+
+    Below the data's own noise every direction counts, beyond the radius of curvature none does; between them the
+    estimate stands still. Of plateaus of one length the one at less noise wins.
+
+    Parameters
+    ----------
+    field : Field
+        v.
+    x : Tensor, shape (B, D)
+        Points on, or near, the data.
+    sigmas : sequence of float, default from 0.02 to 0.2
+        T >= 2 different levels, about evenly spaced in their logarithm, in units of the data.
+    method : {"flow", "jacobian", "normal_bundle", "flipd"}, default "jacobian"
+        As in `intrinsic_dimension`.
+    symmetrize : bool, default False
+        As in `intrinsic_dimension`.
+    generator : torch.Generator, optional
+        As in `intrinsic_dimension`.
+
+    Returns
+    -------
+    PlateauEstimate
+        At the cost of T estimates.
+
+    Raises
+    ------
+    ArgumentError
+        If there are fewer than two different levels, or an argument is out of range.
+    """
+    levels = sorted({float(sigma) for sigma in sigmas})
+    if len(levels) < 2:
+        raise ArgumentError(f"plateau_dimension: expected two or more different sigmas, got {tuple(sigmas)}")
+    found = [
+        intrinsic_dimension(field, x, sigma, method=method, symmetrize=symmetrize, generator=generator).dimension
+        for sigma in levels
+    ]
+    dimensions = torch.stack(found, 1)
+    counts = dimensions.round()
+    length = torch.ones_like(counts[:, 0])
+    longest, last = length, torch.zeros_like(length, dtype=torch.long)
+    for t in range(1, len(levels)):
+        length = torch.where(counts[:, t] == counts[:, t - 1], length + 1, 1)
+        longer = length > longest
+        longest, last = torch.where(longer, length, longest), torch.where(longer, t, last)
+    positions = x.new_tensor(levels)
+    first = last - longest.long() + 1
+    return PlateauEstimate(
+        dimension=counts.gather(1, last.unsqueeze(1)).squeeze(1),
+        confidence=longest / len(levels),
+        sigma=(positions[first] * positions[last]).sqrt(),
+        levels=positions,
+        dimensions=dimensions,
+    )
+
+
 def _counted(count: Tensor, spectrum: Tensor) -> DimensionEstimate:
     # `count` values are taken as along the data
     above = torch.cat([torch.full_like(spectrum[:, :1], math.inf), spectrum], 1).gather(1, count.unsqueeze(1))
@@ -145,7 +229,7 @@ def _normal_bundle(field: Field, x: Tensor, sigma: float, count: int, generator:
 def _flow(
     field: Field, x: Tensor, sigma: float, sigma_max: float, num_steps: int, slope_threshold: float
 ) -> DimensionEstimate:
-    encoded = flow(field, x, sigma, sigma_max, num_steps=num_steps)
+    encoded = probability_flow(field, x, sigma, sigma_max, num_steps=num_steps)
     path = flow_jacobian(field, encoded, sigma_max, sigma, num_steps=num_steps)
     last = path.levels <= 10 * sigma * (1 + 1e-6)
     logs = path.singular_values[:, last].clamp_min(torch.finfo(x.dtype).tiny).log()

@@ -1,5 +1,7 @@
 """FunBaT from outside: what it recovers, how sure it is, what it refuses, and scikit-learn's own checks."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -91,7 +93,7 @@ def test_streaming_comes_close_to_one_batch(data, fitted):
 
 def test_learnt_hyperparameters_raise_the_bound(data):
     """Oracle: the bound of the fixed ones, from a prior that is far too smooth."""
-    options = {"rank": 1, "random_state": 0, "n_restarts": 1, "lengthscale": 2.0}
+    options: dict[str, Any] = {"rank": 1, "random_state": 0, "n_restarts": 1, "lengthscale": 2.0}
     fixed = FunBaT(**options).fit(*data)
     learnt = FunBaT(learn_hyper=True, **options).fit(*data)
     assert learnt.elbo_ > fixed.elbo_ + 1
@@ -101,7 +103,8 @@ def test_learnt_hyperparameters_raise_the_bound(data):
 def test_uneven_ranks_and_cp(data):
     """Oracle: the function, by a core of 2 x 3 and by a sum of two products."""
     grid = np.random.default_rng(4).random((500, 2))
-    for options in ({"rank": (2, 3)}, {"rank": 2, "form": "cp"}):
+    arms: tuple[dict[str, Any], ...] = {"rank": (2, 3)}, {"rank": 2, "form": "cp"}
+    for options in arms:
         model = FunBaT(random_state=0, **options).fit(*data)
         assert np.sqrt(np.mean((model.predict(grid) - surface(grid)) ** 2)) < 0.015
     assert FunBaT(rank=(2, 3), random_state=0).fit(*data).core_.shape == (2, 3)
@@ -120,7 +123,7 @@ def test_missing_values_are_dropped_with_a_warning(data):
     """Oracle: the fit without them."""
     x, y = data[0][:80], data[1][:80].copy()
     y[::10] = np.nan
-    options = {"rank": 1, "random_state": 0, "n_restarts": 1}
+    options: dict[str, Any] = {"rank": 1, "random_state": 0, "n_restarts": 1}
     with pytest.warns(UserWarning, match="8 of 80"):
         model = FunBaT(**options).fit(x, y)
     keep = ~np.isnan(y)

@@ -1,10 +1,13 @@
 """Moments, messages and the evidence bound of the functional Tucker and CP models."""
 
+import math
+
 import pytest
 import torch
 
 from hesse.gp.funbat import MaternSSM, inference
-from hesse.gp.funbat.inference import Core, Entries, other_moments, start, sweep
+from hesse.gp.funbat.inference import Core, Entries, Form, other_moments, start, sweep
+from hesse.gp.funbat.streaming import absorb
 
 F64 = torch.float64
 
@@ -13,7 +16,7 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def problem(form: str, ranks: tuple[int, ...], num_entries: int = 80, restarts: int = 2):
+def problem(form: Form, ranks: tuple[int, ...], num_entries: int = 80, restarts: int = 2):
     g = seeded(0)
     times = [torch.linspace(0, 1, 9 + k, dtype=F64) for k in range(len(ranks))]
     index = tuple(torch.randint(len(t), (num_entries,), generator=g) for t in times)
@@ -103,3 +106,27 @@ def test_one_mode_of_rank_one_is_gp_regression_with_a_scalar_weight():
     cov = torch.linalg.solve(torch.eye(len(t), dtype=F64) + prior * (tau * w2 * counts), prior)
     torch.testing.assert_close(after.factors[0].mean[0, :, 0], cov @ (tau * w * sums), atol=1e-9, rtol=0)
     torch.testing.assert_close(after.factors[0].covariance[0, :, 0, 0], cov.diagonal(), atol=1e-9, rtol=0)
+
+
+def test_bound_of_a_later_batch_is_relative_to_the_earlier_posterior():
+    """Oracle: dense algebra; E[log p(y)] - KL(q(u) ‖ old q(u)) - KL(q(tau) ‖ old q(tau)), one mode, CP, rank one."""
+    begin, entries = problem("cp", (1,), restarts=1)
+    begin, index = absorb(sweep(sweep(begin, entries, 0.0), entries, 0.0), torch.tensor([[0.1], [0.55]], dtype=F64))
+    after = sweep(begin, Entries(torch.tensor([0.4, 0.8], dtype=F64), index), 0.0)
+    factor, t = after.factors[0], after.factors[0].times
+    x = 3**0.5 * (t.unsqueeze(-1) - t).abs() / 0.3
+    prior = (1 + x) * torch.exp(-x)
+
+    def gaussian(precision, shift):
+        mixed = torch.eye(len(t), dtype=F64) + prior * precision[0, :, 0, 0]
+        cov = torch.linalg.solve(mixed, prior)
+        return torch.distributions.MultivariateNormal(cov @ shift[0, :, 0], cov)
+
+    divergence = torch.distributions.kl_divergence
+    process = divergence(gaussian(factor.precision, factor.shift), gaussian(*factor.base))
+    tau = torch.distributions.Gamma(after.noise.shape, after.noise.rate)
+    noise = divergence(tau, torch.distributions.Gamma(*after.noise.base))
+    log_tau = torch.digamma(after.noise.shape) - after.noise.rate.log()
+    half = after.noise.rate - after.noise.base[1]
+    likelihood = log_tau - math.log(2 * math.pi) - tau.mean * half  # two values
+    torch.testing.assert_close(after.bound, likelihood - process - noise, atol=1e-8, rtol=0)

@@ -2,11 +2,14 @@
 
 from hesse.generative.gauge.decomposition import GaugeDecomposition, decompose, decompose_linear
 from hesse.generative.gauge.energy import EnergyScore
+from hesse.generative.gauge.features import Features
 from hesse.generative.gauge.fields import Field, SphereScore, asymmetry, field_jacobian, gauge_residual, score_field
-from hesse.generative.gauge.flow import FlowJacobian, flow, flow_jacobian, flow_log_density
+from hesse.generative.gauge.flow import Divergence, FlowJacobian, flow_jacobian, flow_log_density, probability_flow
 
 __all__ = [
+    "Divergence",
     "EnergyScore",
+    "Features",
     "Field",
     "FlowJacobian",
     "GaugeDecomposition",
@@ -15,9 +18,9 @@ __all__ = [
     "decompose",
     "decompose_linear",
     "field_jacobian",
-    "flow",
     "flow_jacobian",
     "flow_log_density",
     "gauge_residual",
+    "probability_flow",
     "score_field",
 ]

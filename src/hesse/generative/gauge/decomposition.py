@@ -10,133 +10,14 @@ import torch
 from torch import Generator, Tensor
 
 from hesse.errors import ArgumentError, ShapeError
+from hesse.generative.gauge.features import Features, random_features
 from hesse.generative.gauge.fields import Field, check_points
 from hesse.linalg import safe_cholesky
 
-__all__ = ["Features", "GaugeDecomposition", "decompose", "decompose_linear"]
+__all__ = ["GaugeDecomposition", "decompose", "decompose_linear"]
 
 _BLOCK = 500  # points whose D M derivatives are held at once
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Features:
-    """ψ: the coordinates, their products x_i x_j (i <= j), and cos(w_j · x + b_j)."""
-
-    frequencies: Tensor  # (F, D)
-    phases: Tensor  # (F,)
-
-    @property
-    def count(self) -> int:
-        """M = D + D (D + 1) / 2 + F."""
-        d = self.frequencies.shape[1]
-        return d + d * (d + 1) // 2 + len(self.frequencies)
-
-    def _parts(self, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        # linear (D,), the quadratic form's upper triangle (D, D), and waves (F,)
-        d = self.frequencies.shape[1]
-        linear, quadratic, waves = c.split([d, d * (d + 1) // 2, len(self.frequencies)])
-        rows, columns = torch.triu_indices(d, d, device=c.device)
-        triangle = c.new_zeros(d, d).index_put((rows, columns), quadratic)
-        return linear, triangle, waves
-
-    def value(self, x: Tensor, c: Tensor) -> Tensor:
-        """Evaluate Σ_j c_j ψ_j(x).
-
-        Parameters
-        ----------
-        x : Tensor, shape (B, D)
-            Points.
-        c : Tensor, shape (M,)
-            Coefficients.
-
-        Returns
-        -------
-        Tensor, shape (B,)
-            A value a point.
-        """
-        linear, triangle, waves = self._parts(c)
-        return x @ linear + ((x @ triangle) * x).sum(1) + (x @ self.frequencies.T + self.phases).cos() @ waves
-
-    def gradient(self, x: Tensor, c: Tensor) -> Tensor:
-        """Evaluate Σ_j c_j ∇ψ_j(x).
-
-        Parameters
-        ----------
-        x : Tensor, shape (B, D)
-            Points.
-        c : Tensor, shape (M,)
-            Coefficients.
-
-        Returns
-        -------
-        Tensor, shape (B, D)
-            A vector a point.
-        """
-        linear, triangle, waves = self._parts(c)
-        slopes = -(x @ self.frequencies.T + self.phases).sin()
-        return linear + x @ (triangle + triangle.T) + (slopes * waves) @ self.frequencies
-
-    def project(self, x: Tensor, v: Tensor) -> Tensor:
-        """Average v · ∇ψ_j over the points.
-
-        Parameters
-        ----------
-        x : Tensor, shape (B, D)
-            Points.
-        v : Tensor, shape (B, D)
-            Vectors at them.
-
-        Returns
-        -------
-        Tensor, shape (M,)
-            One a feature.
-        """
-        d = x.shape[1]
-        rows, columns = torch.triu_indices(d, d, device=x.device)
-        cross = v.T @ x
-        slopes = -(x @ self.frequencies.T + self.phases).sin()
-        waves = (slopes * (v @ self.frequencies.T)).sum(0)
-        return torch.cat([v.sum(0), (cross + cross.T)[rows, columns], waves]) / len(x)
-
-    def rows(self, x: Tensor) -> Tensor:
-        """Evaluate every ∇ψ_j(x).
-
-        Parameters
-        ----------
-        x : Tensor, shape (B, D)
-            Points.
-
-        Returns
-        -------
-        Tensor, shape (B, D, M)
-            O(B D M) memory.
-        """
-        b, d = x.shape
-        i, j = torch.triu_indices(d, d, device=x.device)
-        eye = torch.eye(d, dtype=x.dtype, device=x.device)
-        quadratic = x[:, j].unsqueeze(1) * eye[:, i] + x[:, i].unsqueeze(1) * eye[:, j]
-        slopes = -(x @ self.frequencies.T + self.phases).sin()
-        return torch.cat([eye.expand(b, d, d), quadratic, slopes.unsqueeze(1) * self.frequencies.T], 2)
-
-    def energy(self, x: Tensor) -> Tensor:
-        """Average |∇ψ_j|² over the points.
-
-        Parameters
-        ----------
-        x : Tensor, shape (B, D)
-            Points.
-
-        Returns
-        -------
-        Tensor, shape (M,)
-            One a feature.
-        """
-        d = x.shape[1]
-        rows, columns = torch.triu_indices(d, d, device=x.device)
-        second = x.square().mean(0)
-        quadratic = torch.where(rows == columns, 4 * second[rows], second[rows] + second[columns])
-        slopes = (x @ self.frequencies.T + self.phases).sin().square().mean(0)
-        return torch.cat([torch.ones_like(second), quadratic, slopes * self.frequencies.square().sum(1)])
+_LEAST_TESTS = 200  # waves on which the rest is tested, so that few features do not mean few tests
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -227,7 +108,8 @@ def decompose(
     field : Field
         v.
     x : Tensor, shape (B, D)
-        Samples of the noised law at this level; B D should be several times M.
+        Samples of the noised law at this level, in random order: the last of them are held out. B D should be several
+        times M.
     sigma : float
         Noise level.
     num_features : int, default 500
@@ -237,7 +119,7 @@ def decompose(
     reg : float, default 1e-6
         Against dependent features.
     held_out : float, default 0.2
-        Fraction of the points on which the gauge residual is measured, for fresh waves as test functions.
+        Fraction of the points on which the gauge residual is measured, by fresh waves, 200 or more, as test functions.
     generator : torch.Generator, optional
         Source of the waves. Default: torch's global generator.
 
@@ -268,7 +150,7 @@ def decompose(
     train, test = x.split([len(x) - int(held_out * len(x)), int(held_out * len(x))])
     if not len(train) or not len(test):
         raise ShapeError(f"decompose: {len(x)} points are too few to hold out a fraction of {held_out}")
-    features = _waves(num_features, length_scale, x, generator)
+    features = random_features(num_features, length_scale, x, generator)
     v = field(train, sigma).detach()
     scale = features.energy(train).clamp_min(torch.finfo(x.dtype).tiny).rsqrt()
 
@@ -283,7 +165,7 @@ def decompose(
     rest = v - gradient
     whole, first, second = (float(part.square().sum(1).mean()) for part in (v, gradient, rest))
     size = max(whole, torch.finfo(x.dtype).tiny)
-    fresh = _waves(num_features, length_scale, x, generator)
+    fresh = random_features(max(num_features, _LEAST_TESTS), length_scale, x, generator)
     held = field(test, sigma).detach() - features.gradient(test, coefficients)
     spread = (held.square().sum(1).mean() * fresh.energy(test)).sqrt().clamp_min(torch.finfo(x.dtype).tiny)
     return GaugeDecomposition(
@@ -295,12 +177,6 @@ def decompose(
         orthogonality=float((gradient * rest).sum(1).mean()) / max((first * second) ** 0.5, 1e-300),
         gauge_residual=float((fresh.project(test, held).abs() / spread).max()),
     )
-
-
-def _waves(count: int, length_scale: float, x: Tensor, generator: Generator | None) -> Features:
-    kind = {"dtype": x.dtype, "device": x.device, "generator": generator}
-    frequencies = torch.randn(count, x.shape[1], **kind) / length_scale
-    return Features(frequencies, 2 * math.pi * torch.rand(count, **kind))
 
 
 def decompose_linear(M: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:

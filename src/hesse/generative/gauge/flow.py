@@ -4,10 +4,11 @@ Shapes: B points of D coordinates, T noise levels.
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Generator, Tensor
@@ -16,10 +17,12 @@ from torch.func import jvp, vmap
 from hesse.errors import ArgumentError
 from hesse.generative.gauge.fields import Field, check_points, field_jacobian
 
-__all__ = ["Divergence", "FlowJacobian", "flow", "flow_jacobian", "flow_log_density"]
+__all__ = ["Divergence", "FlowJacobian", "flow_jacobian", "flow_log_density", "probability_flow"]
 
 Divergence = Literal["exact", "hutchinson", "hutch++"]
 State = tuple[Tensor, Tensor]
+
+_MOST_EXACT = 2000  # coordinates up to which D products a step are paid without asking
 
 
 def _levels(call: str, start: float, end: float, num_steps: int) -> list[float]:
@@ -45,7 +48,7 @@ def _runge_kutta(rate: Callable[[Tensor, Tensor, float], State], state: State, s
     return moved((mean[0], mean[1]), step)
 
 
-def flow(field: Field, x: Tensor, start: float, end: float, *, num_steps: int = 60) -> Tensor:
+def probability_flow(field: Field, x: Tensor, start: float, end: float, *, num_steps: int = 60) -> Tensor:
     """Carry points from one noise level to another: down to sample, up to encode.
 
     Parameters
@@ -64,8 +67,8 @@ def flow(field: Field, x: Tensor, start: float, end: float, *, num_steps: int = 
     Tensor, shape (B, D)
         Points at level ``end``.
     """
-    check_points("flow", x, start)
-    levels = _levels("flow", start, end, num_steps)
+    check_points("probability_flow", x, start)
+    levels = _levels("probability_flow", start, end, num_steps)
     state = x, x.new_zeros(())
 
     def rate(y: Tensor, idle: Tensor, sigma: float) -> State:
@@ -101,8 +104,9 @@ def flow_log_density(
     sigma_min, sigma_max : float, default 0.01, 10.0
         Where the density is wanted, and where it is known.
     divergence : {"exact", "hutchinson", "hutch++"}, default "exact"
-        D products a step, right up to D of about 50; ``num_probes`` products with random signs; or those split between
-        a sketch of the range, on which the trace is exact, and signs beside it.
+        D products a step, right up to D of about 50, and replaced by "hutchinson" with a warning above 2000;
+        ``num_probes`` products with random signs; or those split between a sketch of the range, on which the trace is
+        exact, and signs beside it.
     terminal_fn : callable, optional
         Log density at σ_max, (B, D) -> (B,). Default: N(0, σ_max² I), off by the data's spread over σ_max squared.
     num_steps : int, default 60
@@ -121,11 +125,28 @@ def flow_log_density(
     ------
     ArgumentError
         If an argument is out of range or unknown.
+
+    Warns
+    -----
+    UserWarning
+        If D is too large for the exact divergence.
+
+    References
+    ----------
+    Y. Song et al. (2021), ICLR, arXiv 2011.13456; C. Horvat, J.-P. Pfister (2024), ICLR, arXiv 2402.03845.
     """
     check_points("flow_log_density", x, sigma_min)
     levels = _levels("flow_log_density", sigma_min, sigma_max, num_steps)
-    if divergence not in ("exact", "hutchinson", "hutch++"):
-        raise ArgumentError(f"flow_log_density: divergence must be exact, hutchinson or hutch++, got {divergence!r}")
+    if divergence not in get_args(Divergence):
+        raise ArgumentError(f"flow_log_density: divergence must be one of {get_args(Divergence)}, got {divergence!r}")
+    if divergence == "exact" and x.shape[1] > _MOST_EXACT:
+        divergence = "hutchinson"
+        warnings.warn(
+            f"flow_log_density: an exact divergence in {x.shape[1]} dimensions takes as many products a step; using "
+            f'divergence="hutchinson" with {num_probes} probes. Choose it, or "hutch++", to silence this.',
+            UserWarning,
+            stacklevel=2,
+        )
     if num_probes < (3 if divergence == "hutch++" else 1):
         raise ArgumentError(f"flow_log_density: num_probes = {num_probes} is too few for {divergence!r}")
     signs = torch.randint(2, (num_probes, *x.shape), generator=generator, device=x.device).to(x.dtype) * 2 - 1
@@ -179,7 +200,7 @@ def flow_jacobian(
     field : Field
         v.
     x : Tensor, shape (B, D)
-        Points at σ_max; `flow` encodes data.
+        Points at σ_max; `probability_flow` encodes data.
     sigma_max, sigma_min : float, default 10.0, 0.01
         Noise levels.
     num_steps : int, default 60
@@ -189,6 +210,10 @@ def flow_jacobian(
     -------
     FlowJacobian
         Off a manifold the values track σ, along it they settle.
+
+    References
+    ----------
+    C. Horvat, J.-P. Pfister (2024), ICLR, arXiv 2402.03845.
     """
     check_points("flow_jacobian", x, sigma_max)
     levels = _levels("flow_jacobian", sigma_max, sigma_min, num_steps)

@@ -44,6 +44,7 @@ class Factor:
     mean: Tensor  # (S, T, R)
     covariance: Tensor  # (S, T, R, R)
     base: tuple[Tensor, Tensor]  # the part of Λ and η that earlier entries left
+    base_normalizer: Tensor  # log normaliser of that part alone, (S,): 0 if there is none
     chain: SmoothedChain | None = None  # None before the first sweep
 
     @property
@@ -144,7 +145,7 @@ def start(
         unit = torch.eye(rank, dtype=like.dtype, device=like.device)
         wide = unit.expand(num_restarts, len(t), rank, rank)
         nothing = (torch.zeros_like(wide), torch.zeros_like(mean))
-        factors.append(Factor(ssm, t, *nothing, mean, _START_COV * wide, nothing))
+        factors.append(Factor(ssm, t, *nothing, mean, _START_COV * wide, nothing, like.new_zeros(num_restarts)))
     size = 0 if form == "cp" else math.prod(ranks)
     unit = torch.eye(size, dtype=like.dtype, device=like.device).expand(num_restarts, size, size)
     mean = _START_CORE * draw(size, normal=True)
@@ -363,7 +364,8 @@ def _bound(factors: Sequence[Factor], core: Core, noise: Noise, half: Tensor, co
         if factor.chain is not None:
             gained = (factor.shift - factor.base[1]) * factor.mean
             spent = (factor.precision - factor.base[0]) * factor.second
-            bound = bound + factor.chain.log_normalizer - gained.sum((-2, -1)) + spent.sum((-3, -2, -1)) / 2
+            normalizer = factor.chain.log_normalizer - factor.base_normalizer
+            bound = bound + normalizer - gained.sum((-2, -1)) + spent.sum((-3, -2, -1)) / 2
     return bound
 
 

@@ -34,9 +34,7 @@ def read(factor: Factor, times: Tensor) -> tuple[Tensor, Tensor]:
     ArgumentError
         If no sweep was made.
     """
-    if factor.chain is None:
-        raise ArgumentError("read: the factor has not been through a sweep")
-    return interpolate(factor.ssm, factor.chain, times)
+    return interpolate(factor.ssm, _swept("read", factor), times)
 
 
 def absorb(posterior: Posterior, points: Tensor) -> tuple[Posterior, tuple[Tensor, ...]]:
@@ -53,6 +51,11 @@ def absorb(posterior: Posterior, points: Tensor) -> tuple[Posterior, tuple[Tenso
     -------
     tuple of Posterior and K Tensors, shapes (N,)
         With the new coordinates inserted, where no message is yet; and the place of each entry in every mode.
+
+    Raises
+    ------
+    ArgumentError
+        If no sweep was made.
     """
     factors, index = [], []
     for factor, column in zip(posterior.factors, points.T, strict=True):
@@ -60,7 +63,8 @@ def absorb(posterior: Posterior, points: Tensor) -> tuple[Posterior, tuple[Tenso
         mean, covariance = read(factor, times)
         base = torch.zeros_like(covariance), torch.zeros_like(mean)
         base[0][:, old], base[1][:, old] = factor.precision, factor.shift
-        factors.append(Factor(factor.ssm, times, *base, mean, covariance, base))
+        normalizer = _swept("absorb", factor).log_normalizer  # times without a message leave it as it is
+        factors.append(Factor(factor.ssm, times, *base, mean, covariance, base, normalizer))
         index.append(place)
     core, noise = posterior.core, posterior.noise
     if not core.is_cp:
@@ -99,6 +103,7 @@ def pick(posterior: Posterior, restart: int) -> Posterior:
             mean=f.mean[one],
             covariance=f.covariance[one],
             base=cut(f.base),
+            base_normalizer=f.base_normalizer[one],
             chain=None if f.chain is None else _cut_chain(f.chain, one),
         )
         for f in posterior.factors
@@ -107,6 +112,12 @@ def pick(posterior: Posterior, restart: int) -> Posterior:
     core = replace(c, mean=c.mean[one], covariance=c.covariance[one], base=cut(c.base))
     noise = replace(n, shape=n.shape[one], rate=n.rate[one], base=cut(n.base))
     return Posterior(factors, core, noise, posterior.bound[one], posterior.change[one])
+
+
+def _swept(call: str, factor: Factor) -> SmoothedChain:
+    if factor.chain is None:
+        raise ArgumentError(f"{call}: the factor has not been through a sweep")
+    return factor.chain
 
 
 def _cut_chain(chain: SmoothedChain, one: slice) -> SmoothedChain:
