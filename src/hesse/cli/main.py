@@ -18,6 +18,7 @@ from hesse.cli.compress.quantize import quantize
 from hesse.cli.curvature_report import report as curvature_report
 from hesse.cli.influence_export import export
 from hesse.cli.influence_fit import fit
+from hesse.cli.influence_plan import plan_influence
 from hesse.cli.influence_report import report
 from hesse.cli.influence_score import score
 from hesse.cli.influence_select import select
@@ -66,6 +67,7 @@ influence = typer.Typer(
 )
 app.add_typer(influence, name="influence")
 for _name, _command in {
+    "plan": plan_influence,
     "fit": fit,
     "score": score,
     "top": top,

@@ -9,10 +9,11 @@ from hesse.influence.examples import ArrayExamples, Examples, TokenExamples, as_
 from hesse.influence.experts import has_fused_experts, split_experts
 from hesse.influence.factors import Factors, LayerFactors, load_factors, parse_damping
 from hesse.influence.facts import Fact, FactWorld, office_world, prose_world
-from hesse.influence.huggingface import load_model, load_tokenizer
+from hesse.influence.huggingface import load_model, load_skeleton, load_tokenizer
 from hesse.influence.lexical import bm25_scores, tfidf_paper
 from hesse.influence.objective import CausalLMLoss, ClassificationLoss, Loss, LossOutput, RegressionLoss
 from hesse.influence.opened import Run, open_run
+from hesse.influence.plan import Plan, StagePlan, Workload, plan_stages
 from hesse.influence.plots import plot_layers, plot_pair, plot_scores, plot_spectra
 from hesse.influence.query import Query, read_queries, tokenize_query
 from hesse.influence.report import Column, ReportData, ReportEntry, ReportQuery, write_report
@@ -37,6 +38,7 @@ __all__ = [
     "LossOutput",
     "MaskedLMLoss",
     "PairExamples",
+    "Plan",
     "Query",
     "Ranked",
     "RegressionLoss",
@@ -48,7 +50,9 @@ __all__ = [
     "Selection",
     "Seq2SeqLoss",
     "Sequence",
+    "StagePlan",
     "TokenExamples",
+    "Workload",
     "as_examples",
     "bm25_scores",
     "collate",
@@ -57,6 +61,7 @@ __all__ = [
     "keep_corpus",
     "load_factors",
     "load_model",
+    "load_skeleton",
     "load_tokenizer",
     "mean_reciprocal_rank",
     "mean_scores",
@@ -65,6 +70,7 @@ __all__ = [
     "open_run",
     "open_scores",
     "parse_damping",
+    "plan_stages",
     "plot_layers",
     "plot_pair",
     "plot_scores",

@@ -12,7 +12,7 @@ from hesse.errors import ArgumentError, ArtifactError
 from hesse.influence.experts import split_experts
 from hesse.io import hash_bytes
 
-__all__ = ["DTYPES", "default_max_length", "load_model", "load_tokenizer", "tokenizer_hash"]
+__all__ = ["DTYPES", "default_max_length", "load_model", "load_skeleton", "load_tokenizer", "tokenizer_hash"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 """Precisions of forward and backward; factors and scores are float32 or, under "float64", float64."""
@@ -101,6 +101,38 @@ def load_tokenizer(name_or_path: str | Path, *, revision: str | None = None, tru
     where = _locate(str(name_or_path), revision, trust_remote_code)
     transformers = require("transformers", extra="hf", feature="loading a tokenizer")
     return _load(transformers.AutoTokenizer, where, name_or_path, {})
+
+
+def load_skeleton(name_or_path: str | Path, *, dtype: str = "float32") -> Any:
+    """Build a causal language model without weights, on the meta device: enough to plan with.
+
+    Parameters
+    ----------
+    name_or_path : str or Path
+        A folder, hub id, or a ``config.json`` by itself.
+    dtype : {"float32", "bfloat16", "float64"}, default "float32"
+        That the weights would have.
+
+    Returns
+    -------
+    PreTrainedModel
+        In eval mode; the experts of a mixture are split.
+
+    Raises
+    ------
+    ArgumentError
+        If there is no such model, or the dtype is unknown.
+    """
+    if dtype not in DTYPES:
+        raise ArgumentError(f"dtype: expected {', '.join(DTYPES)}, got {dtype!r}")
+    path = Path(name_or_path).expanduser()
+    name = path.parent if path.name == "config.json" and path.is_file() else name_or_path
+    where = _locate(str(name), None, trust_remote_code=False)
+    transformers = require("transformers", extra="hf", feature="planning for a language model")
+    config = _load(transformers.AutoConfig, where, name, {})
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
+    return split_experts(model).eval()
 
 
 def default_max_length(model: Any, limit: int = 512) -> int:
