@@ -200,6 +200,15 @@ METHODS: tuple[Method, ...] = (
         status="beta",
     ),
     Method(
+        slug="grassmann_class",
+        family="nn",
+        title="Classes as subspaces, and SGD along geodesics",
+        papers=(Paper("Wang, Li, Zhang", 2023, "2308.01547"),),
+        import_path="hesse.nn.GrassmannLinear",
+        claim="geodesics match pymanopt's, steps cost less than geoopt's, and features spread wider than under softmax",
+        status="beta",
+    ),
+    Method(
         slug="hawq_v2",
         family="compress",
         title="Bits for every layer by its average Hessian trace, with quantisation to measure and train by",

@@ -39,6 +39,7 @@ from hesse.nn.convex_relu import (
     sampled_relu,
     scenario_size,
 )
+from hesse.nn.grassmann import GrassmannLinear, class_subspaces, intra_class_variability, overlap_penalty
 from hesse.nn.hierarchical import (
     HierarchicalPolynomialRegressor,
     HierarchicalTarget,
@@ -60,6 +61,7 @@ __all__ = [
     "ConvexReLUClassifier",
     "ConvexReLURegressor",
     "EnsembleResult",
+    "GrassmannLinear",
     "HierarchicalPolynomialRegressor",
     "HierarchicalTarget",
     "LayerwiseNetwork",
@@ -70,6 +72,7 @@ __all__ = [
     "admm_relu",
     "all_patterns",
     "attack_loss",
+    "class_subspaces",
     "comp_sum_hessian",
     "comp_sum_loss",
     "comp_sum_output_hessian",
@@ -83,9 +86,11 @@ __all__ = [
     "hermite",
     "hierarchical_target",
     "inner_features",
+    "intra_class_variability",
     "mart_loss",
     "minimizability_gap",
     "network_objective",
+    "overlap_penalty",
     "pgd",
     "pgd_at_loss",
     "phi",

@@ -80,6 +80,7 @@ from hesse.optim.online import (
     path_length,
     regret,
 )
+from hesse.optim.riemannian import RiemannianAdam, RiemannianSGD, geodesic_step, split_parameters
 from hesse.optim.subgm import (
     Completion,
     EntryMeasurements,
@@ -171,6 +172,8 @@ __all__ = [
     "RankOneDifferences",
     "Records",
     "RecoveryResult",
+    "RiemannianAdam",
+    "RiemannianSGD",
     "RoundInfo",
     "SaddleProblem",
     "SignRIP",
@@ -198,6 +201,7 @@ __all__ = [
     "gaussian_delta",
     "gaussian_epsilon",
     "gaussian_noise",
+    "geodesic_step",
     "gradient_variation",
     "halpern",
     "hop_shift",
@@ -226,6 +230,7 @@ __all__ = [
     "saddle_operator",
     "sampled_gaussian_rdp",
     "sign_rip_deviation",
+    "split_parameters",
     "target_surrogate",
     "vr_forb",
     "vr_halpern",
