@@ -297,7 +297,7 @@ def gaussian_delta(mu: float, epsilon: float) -> float:
 
 
 def gaussian_epsilon(mu: float, delta: float) -> float:
-    """Find the smallest ε with `gaussian_delta`(μ, ε) <= δ.
+    """Find the smallest ε with gaussian_delta(μ, ε) <= δ.
 
     Parameters
     ----------

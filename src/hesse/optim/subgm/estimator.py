@@ -72,7 +72,7 @@ class SubGM(Estimator):
         UUᵀ.
     numerical_rank_ : int
         Singular values of U above the widest gap.
-    loss_history_ : Tensor, shape (n_iter_,)
+    loss_history_ : Tensor, shape (T,)
         Mean absolute residual at the start of each step, in units of y.
     n_iter_ : int
         Steps made.
