@@ -191,6 +191,18 @@ METHODS: tuple[Method, ...] = (
         status="beta",
     ),
     Method(
+        slug="gaunt_tensor_product",
+        family="equivariant",
+        title="Products of features that turn with the frame, as products of functions on the sphere",
+        papers=(
+            Paper("Luo, Chen, Krishnapriyan", 2024, "2401.10216"),
+            Paper("Xie, Daigavane, Kotak, Smidt", 2025, "2506.13523"),
+        ),
+        import_path="hesse.equivariant.gaunt_tensor_product",
+        claim="exact, equivariant, and far faster than Clebsch-Gordan products over the same paths",
+        status="beta",
+    ),
+    Method(
         slug="gp_hm",
         family="pde",
         title="Gaussian processes that learn the frequencies of a differential equation's solution",
