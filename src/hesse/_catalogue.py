@@ -321,6 +321,15 @@ METHODS: tuple[Method, ...] = (
         status="beta",
     ),
     Method(
+        slug="mbat_vsa",
+        family="vsa",
+        title="MBAT with orthogonal matrices: any JSON record as one vector, to compare, search and read back",
+        papers=(Paper("Gallant", 2022, "2202.04771"), Paper("Gallant, Okaywe", 2013, None)),
+        import_path="hesse.vsa.JSONEncoder",
+        claim="finds flat records with all values disturbed where hashed fields and trigrams miss many; nesting counts",
+        status="beta",
+    ),
+    Method(
         slug="mfac",
         family="curvature",
         title="Exact products with the inverse empirical Fisher matrix of m gradients, and M-FAC descent",

@@ -28,6 +28,8 @@ from hesse.cli.influence_top import top
 from hesse.cli.methods import methods
 from hesse.cli.rl_train import train
 from hesse.cli.verify import verify
+from hesse.cli.vsa.index import index
+from hesse.cli.vsa.search import search
 
 __all__ = ["app", "main"]
 
@@ -90,6 +92,10 @@ rl = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Which policy
 rl.callback()(lambda: None)  # a group, however few its commands are
 app.add_typer(rl, name="rl")
 rl.command("train")(train)
+vsa = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Which JSON records are like this one?")
+app.add_typer(vsa, name="vsa")
+for _name, _command in {"index": index, "search": search}.items():
+    vsa.command(_name)(_command)
 app.command("methods")(methods)
 app.command("verify")(verify)
 

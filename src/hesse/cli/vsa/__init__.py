@@ -1,0 +1,1 @@
+"""`hesse vsa`: JSON records as vectors, and the nearest of them."""
