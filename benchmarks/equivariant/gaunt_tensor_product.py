@@ -6,8 +6,7 @@ out. Where e3nn has two modes, plain and TorchScript, the faster one counts.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from statistics import median
 from typing import Any, Literal
 
@@ -32,6 +31,7 @@ from benchmarks.equivariant._gaunt_tensor_product_tetris import (
     train,
 )
 from benchmarks.peers import require_peer
+from hesse._threads import one_thread
 from hesse.equivariant.gaunt import (
     antisymmetric_tensor_product,
     gaunt_convolution,
@@ -44,16 +44,6 @@ from hesse.equivariant.gaunt import (
 F64 = torch.float64
 BACKENDS: tuple[Literal["dense", "grid", "fourier", "cg"], ...] = ("dense", "grid", "fourier", "cg")
 CALLS = 10
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _draw(*shape: int, generator: torch.Generator, dtype: torch.dtype = F64) -> Tensor:
@@ -74,7 +64,7 @@ def _milliseconds(arms: dict[str, Callable[[], Any]], repeats: int) -> dict[str,
 
         return calls
 
-    with _one_thread():
+    with one_thread():
         seconds = interleave({name: run(arm) for name, arm in arms.items()}, repeats, clock="cpu")
     return {name: 1e3 * median(taken) / CALLS for name, taken in seconds.items()}
 

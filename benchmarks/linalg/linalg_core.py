@@ -22,6 +22,7 @@ from benchmarks._claims import Claim, ClaimFunction, Scale
 from benchmarks.linalg._krylov_claims import KRYLOV_CLAIMS
 from benchmarks.linalg._trace_claims import TRACE_CLAIMS
 from benchmarks.peers import has_peer, require_peer
+from hesse._threads import one_thread
 from hesse.linalg import (
     Dense,
     EighKronecker,
@@ -167,19 +168,15 @@ def _poisson(side: int) -> scipy.sparse.csr_array:
 
 def _interleaved(arms: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Median seconds of each arm, the arms taking turns in one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     gc.collect()
     seconds: dict[str, list[float]] = {name: [] for name in arms}
-    try:
+    with one_thread():
         for run in range(repeats + 1):
             for name, arm in arms.items():
                 start = time.perf_counter()
                 arm()
                 if run:  # the first round warms up
                     seconds[name].append(time.perf_counter() - start)
-    finally:
-        torch.set_num_threads(threads)
     return {name: median(values) for name, values in seconds.items()}
 
 

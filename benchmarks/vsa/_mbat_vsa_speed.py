@@ -10,6 +10,7 @@ from torch import Tensor
 from benchmarks._claims import Claim, PeerMissing, Scale
 from benchmarks.data import interleave_clocks
 from benchmarks.vsa._mbat_vsa_data import real_records
+from hesse._threads import one_thread
 from hesse.vsa import JSONEncoder, JSONIndex, OrthogonalBinding
 
 __all__ = ["claim_throughput"]
@@ -33,11 +34,11 @@ def _naive(binding: OrthogonalBinding, encoder: JSONEncoder, value: Any) -> Tens
     return encoder.encode(value)
 
 
+@one_thread()
 def claim_throughput(scale: Scale) -> list[Claim]:
     """Records a second with warm caches, against the recursion one vector at a time; milliseconds a search."""
     claims: list[Claim] = []
     rounds = scale(smoke=1, full=5)
-    torch.set_num_threads(1)
     for name, bar in (("cars", 3000.0), ("countries", 400.0)):
         try:
             documents = real_records(name, scale)

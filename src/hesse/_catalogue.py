@@ -260,7 +260,7 @@ METHODS: tuple[Method, ...] = (
         title="Functions of one hidden polynomial, learnt layer by layer",
         papers=(Paper("Wang, Nichani, Lee", 2024, "2311.13774"),),
         import_path="hesse.nn.HierarchicalPolynomialRegressor",
-        claim="needs about d^2 samples for a quadratic feature where the best kernel never gets there",
+        claim="a quadratic feature from a few d^2 samples; the best kernel is not there with 16 d^2",
         status="beta",
     ),
     Method(

@@ -46,6 +46,19 @@ def llama(dtype: torch.dtype = F64, *, layers: int = 1, seed: int = 0) -> nn.Mod
     return spread(model).to(dtype).eval()
 
 
+def decoder(kind: str, **options: object) -> nn.Module:
+    """A causal model of transformers, two blocks of width 8 unless told otherwise; experts in a loop."""
+    import transformers
+
+    sizes = {"num_hidden_layers": 2, "hidden_size": 8, "intermediate_size": 10, "num_attention_heads": 2}
+    special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0)
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=VOCAB, max_position_embeddings=32, **(sizes | special | options)
+    )
+    config._experts_implementation = "eager"  # the grouped one wants widths of 16 bytes
+    return getattr(transformers, f"{kind}ForCausalLM")(config)
+
+
 def spread(model: nn.Module) -> nn.Module:
     with torch.no_grad():
         for parameter in model.parameters():

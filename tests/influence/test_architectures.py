@@ -20,32 +20,14 @@ from hesse.influence import (
     as_examples,
     split_experts,
 )
-from tests.influence._tiny import VOCAB, llama, spread, tokens
+from tests.influence._tiny import VOCAB, decoder, llama, spread, tokens
 
 F64 = torch.float64
 QUIET = {"progress": False}
 
 
-def _decoder(kind: str, **options: object) -> nn.Module:
-    import transformers
-
-    config = getattr(transformers, f"{kind}Config")(
-        vocab_size=VOCAB,
-        hidden_size=8,
-        intermediate_size=10,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=32,
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=0,
-        **options,
-    )
-    return getattr(transformers, f"{kind}ForCausalLM")(config)
-
-
 def _experts(kind: str, **options: object) -> nn.Module:
-    return split_experts(_decoder(kind, num_key_value_heads=1, num_experts_per_tok=2, **options))
+    return split_experts(decoder(kind, num_key_value_heads=1, num_experts_per_tok=2, **options))
 
 
 def _of(model: str, config: str, **options: object) -> nn.Module:
@@ -82,14 +64,14 @@ def _gpt(kind: str, suffix: str, **options: object) -> nn.Module:
 
 
 CAUSAL: dict[str, Callable[[], nn.Module]] = {
-    "llama": lambda: _decoder("Llama", num_key_value_heads=1),
-    "gpt_neox": lambda: _decoder("GPTNeoX"),
-    "qwen2": lambda: _decoder("Qwen2", num_key_value_heads=1),
-    "qwen3": lambda: _decoder("Qwen3", num_key_value_heads=1, head_dim=4),
-    "gemma": lambda: _decoder("Gemma", num_key_value_heads=1, head_dim=4),
-    "gemma2": lambda: _decoder("Gemma2", num_key_value_heads=1, head_dim=4),
-    "mistral": lambda: _decoder("Mistral", num_key_value_heads=1),
-    "phi3": lambda: _decoder("Phi3", num_key_value_heads=1),
+    "llama": lambda: decoder("Llama", num_key_value_heads=1),
+    "gpt_neox": lambda: decoder("GPTNeoX"),
+    "qwen2": lambda: decoder("Qwen2", num_key_value_heads=1),
+    "qwen3": lambda: decoder("Qwen3", num_key_value_heads=1, head_dim=4),
+    "gemma": lambda: decoder("Gemma", num_key_value_heads=1, head_dim=4),
+    "gemma2": lambda: decoder("Gemma2", num_key_value_heads=1, head_dim=4),
+    "mistral": lambda: decoder("Mistral", num_key_value_heads=1),
+    "phi3": lambda: decoder("Phi3", num_key_value_heads=1),
     "gpt2": lambda: _gpt("GPT2", "LMHeadModel", n_embd=8, n_layer=2, n_head=2, n_positions=32, n_inner=12),
     "gptj": lambda: _gpt("GPTJ", "ForCausalLM", n_embd=16, n_layer=2, n_head=2, rotary_dim=4, n_positions=32),
     "bloom": lambda: _gpt("Bloom", "ForCausalLM", hidden_size=8, n_layer=2, n_head=2),
@@ -273,7 +255,7 @@ def test_adapters_are_what_was_trained():
 
 def test_fused_experts_are_refused():
     """A model whose experts would be passed over is not fitted without them."""
-    model = _decoder("Mixtral", num_key_value_heads=1, num_local_experts=3, num_experts_per_tok=2).eval()
+    model = decoder("Mixtral", num_key_value_heads=1, num_local_experts=3, num_experts_per_tok=2).eval()
     with pytest.raises(ArgumentError, match=r"^model: .*split_experts\(model\)"):
         Influence(model)
 

@@ -108,7 +108,7 @@ def test_blocks_change_nothing(rank, monkeypatch):
     queries = stored(rows, matrices_of(rows, 3, rank), rank)
     whole = contract(rows, queries, F64, Scratch()), contract_tokens(rows, queries, F64)
     monkeypatch.setattr(contraction, "_BLOCK_BYTES", 1)
-    monkeypatch.setattr(contraction, "_BLOCK_ENTRIES", 150)
+    monkeypatch.setattr(contraction, "BLOCK_ENTRIES", 150)
     torch.testing.assert_close(contraction._by_sequence(rows, queries, F64, Scratch()), whole[0])
     torch.testing.assert_close(contract_tokens(rows, queries, F64), whole[1])
 

@@ -8,33 +8,16 @@ from torch import nn
 
 from hesse.errors import ArgumentError
 from hesse.influence import Influence, as_examples, has_fused_experts, split_experts
-from tests.influence._tiny import VOCAB, spread, tokens
+from tests.influence._tiny import VOCAB, decoder, spread, tokens
 
 F64 = torch.float64
 QUIET = {"progress": False}
 
 
 def mixture(kind: str, **options: object) -> nn.Module:
-    import transformers
-
     torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")(
-        vocab_size=VOCAB,
-        hidden_size=8,
-        intermediate_size=10,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=32,
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=0,
-        num_local_experts=3,
-        num_experts_per_tok=2,
-        **options,
-    )
-    config._experts_implementation = "eager"  # the grouped one wants widths of 16 bytes
-    return spread(getattr(transformers, f"{kind}ForCausalLM")(config)).eval()
+    counts = {"num_hidden_layers": 1, "num_key_value_heads": 1, "num_local_experts": 3, "num_experts_per_tok": 2}
+    return spread(decoder(kind, **counts, **options)).eval()
 
 
 @pytest.mark.parametrize(("kind", "options"), [("Mixtral", {}), ("GptOss", {"head_dim": 4})])

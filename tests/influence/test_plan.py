@@ -1,13 +1,16 @@
 """The planner against runs, byte counts by hand, and published sizes."""
 
+import subprocess
+import sys
 import time
 
 import pytest
 import torch
 
+from hesse._threads import one_thread
 from hesse.curvature.layers import select_layers
 from hesse.errors import ArgumentError
-from hesse.influence import Influence, Workload, load_skeleton, plan_stages
+from hesse.influence import Influence, Workload, load_skeleton, plan_stages, split_experts
 from tests.influence._tiny import gpt2
 
 
@@ -33,9 +36,7 @@ def test_time_and_disk_of_a_run(tmp_path):
     ids = torch.randint(300, (160, 64), generator=generator)
     asked = [{"id": f"q{i}", "input_ids": row.tolist()} for i, row in enumerate(ids[:16])]
     influence = Influence(model)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # so that CPU seconds are those of the work
-    try:
+    with one_thread():  # so that CPU seconds are those of the work
         plan = plan_stages(model, influence.layers, Workload(160, 64, 16, 16), clock=time.process_time)
         start = time.process_time()
         influence.fit(ids.numpy(), tmp_path, progress=False)
@@ -44,14 +45,69 @@ def test_time_and_disk_of_a_run(tmp_path):
         start = time.process_time()
         influence.score(asked, ids.numpy(), tmp_path, rank=16, refine_topk=0, progress=False)
         scored = time.process_time() - start
-    finally:
-        torch.set_num_threads(threads)
     stages = {stage.name: stage for stage in plan.stages}
     assert list(stages) == ["covariance", "eigendecomposition", "eigenvalues", "queries", "scores"]
     assert 0.5 < sum(stages[name].seconds for name in list(stages)[:3]) / fitted < 2
     assert 0.5 < (stages["queries"].seconds + stages["scores"].seconds) / scored < 2
     assert 0.5 < (stages["eigendecomposition"].disk + stages["eigenvalues"].disk) / kept < 2
     assert plan.seconds == pytest.approx(sum(stage.seconds for stage in plan.stages))
+
+
+_GROWTH = """
+import sys, torch
+from pathlib import Path
+from transformers import LlamaConfig, LlamaForCausalLM
+from hesse.influence import Influence
+torch.set_num_threads(1)
+width, inner, depth, vocab, batch_tokens = map(int, sys.argv[1:6])
+config = LlamaConfig(
+    vocab_size=vocab, hidden_size=width, intermediate_size=inner, num_hidden_layers=depth, num_attention_heads=4,
+    max_position_embeddings=64,
+)
+model = LlamaForCausalLM(config).eval()
+ids = torch.randint(vocab, (64, 64))
+model(ids[:1])
+peak = lambda: int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) << 10
+before = peak()
+Influence(model).fit(ids.numpy(), sys.argv[6], progress=False, batch_tokens=batch_tokens)
+print(peak() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("vocab", [300, 8000], ids=["factors and activations", "logits"])
+def test_memory_of_a_run(vocab, tmp_path):
+    """Oracle: growth of the peak of a process that fits, beside the model; within a factor of two."""
+    command = [sys.executable, "-W", "ignore", "-c", _GROWTH, "256", "1024", "3", str(vocab), "2048", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    model = llama(256, 1024, 3, vocab, 64)
+    plan = plan_stages(model, select_layers(model), Workload(64, 64, batch_tokens=2048))
+    fitting = max(stage.memory for stage in plan.stages[:3])
+    assert 0.5 < fitting / int(done.stdout.split()[-1]) < 2
+
+
+def test_an_expert_is_counted_for_the_tokens_it_sees():
+    """Oracle: by hand; one more expert a token keeps its inputs and outputs, 16 + 128 and 64 + 16 numbers."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    def kept(chosen):
+        config = MixtralConfig(
+            vocab_size=50,
+            hidden_size=16,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            max_position_embeddings=32,
+            num_local_experts=4,
+            num_experts_per_tok=chosen,
+        )
+        model = split_experts(MixtralForCausalLM(config)).eval()
+        plan = plan_stages(model, select_layers(model), Workload(100, 16, batch_tokens=10_000))
+        return plan.stages[0].memory - plan.stages[0].disk
+
+    assert kept(3) - kept(2) == pytest.approx(10_000 * 4 * (16 + 128 + 64 + 16), abs=1)
 
 
 def test_bytes_by_hand():

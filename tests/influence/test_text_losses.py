@@ -70,7 +70,7 @@ def test_pairs_are_checked_and_told_apart():
     """Bad pairs name their argument; the fingerprint sees every token and where one text ends."""
     with pytest.raises(ShapeError, match=r"^pairs"):
         PairExamples([[1]], [[2], [3]], ["a", "b"])
-    with pytest.raises(ArgumentError, match=r"^pairs: an id occurs twice"):
+    with pytest.raises(ArgumentError, match=r"^pairs: the id 'a' occurs twice"):
         PairExamples([[1], [1]], [[2], [3]], ["a", "a"])
     with pytest.raises(ArgumentError, match=r"'a' is empty"):
         PairExamples([[]], [[2]], ["a"])

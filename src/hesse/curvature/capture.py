@@ -18,7 +18,10 @@ from hesse.curvature.layers import TrackedLayer
 from hesse.curvature.routed import RoutedLinear
 from hesse.errors import ArgumentError, NumericalError, ShapeError
 
-__all__ = ["Captured", "LayerStream", "dgrad_only"]
+__all__ = ["BLOCK_ENTRIES", "Captured", "LayerStream", "dgrad_only"]
+
+BLOCK_ENTRIES = 1 << 26
+"""Entries of whole gradient matrices that are formed at a time; see `Captured.blocks`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hesse.curvature.routed import RoutedLinear
 from hesse.errors import ArgumentError, ShapeError
 
-__all__ = ["TrackedLayer", "select_layers"]
+__all__ = ["TrackedLayer", "output_embedding", "select_layers"]
 
 Picker = str | Callable[[str, nn.Module], bool]
 
@@ -167,7 +167,7 @@ def select_layers(model: nn.Module, modules: Picker = "mlp", *, allow_head: bool
     """
     is_transformer = hasattr(getattr(model, "config", None), "model_type")
     pick = _picker(modules, is_transformer)
-    head = _output_embedding(model)
+    head = output_embedding(model)
     named_kind = modules in ("mlp", "attention", "all-linear")
     adapters = named_kind and any(_ADAPTER.search(name) for name, _module in model.named_modules())
     layers: dict[str, TrackedLayer] = {}
@@ -219,7 +219,19 @@ def _picker(modules: Picker, is_transformer: bool) -> Callable[[str, nn.Module],
     return lambda name, _module: bool(name) and bool(pattern.search(name))
 
 
-def _output_embedding(model: nn.Module) -> nn.Module | None:
+def output_embedding(model: nn.Module) -> nn.Module | None:
+    """Find the layer whose outputs are the logits of a vocabulary.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any.
+
+    Returns
+    -------
+    nn.Module or None
+        As a model of transformers tells; None of any other.
+    """
     getter = getattr(model, "get_output_embeddings", None)
     head = getter() if callable(getter) else None
     return head if isinstance(head, nn.Module) else None

@@ -16,7 +16,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
-from hesse.curvature.capture import Captured
+from hesse.curvature.capture import BLOCK_ENTRIES, Captured
 from hesse.curvature.ekfac import rotate_back
 from hesse.curvature.layers import TrackedLayer
 from hesse.curvature.scratch import Scratch
@@ -41,7 +41,6 @@ __all__ = [
 _OVERSAMPLING = 8  # columns of the random block beyond the rank
 
 _BLOCK_BYTES = 64 << 20  # low-rank queries are expanded this much at a time
-_BLOCK_ENTRIES = 1 << 26  # gradients of a batch are formed this much at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +292,7 @@ def contract_tokens(rows: Captured, queries: QueryMatrices, dtype: torch.dtype) 
 
 
 def _by_sequence(rows: Captured, queries: QueryMatrices, dtype: torch.dtype, scratch: Scratch) -> Tensor:
-    parts = [_block_by_sequence(block, queries, dtype, scratch) for block in rows.blocks(_BLOCK_ENTRIES)]
+    parts = [_block_by_sequence(block, queries, dtype, scratch) for block in rows.blocks(BLOCK_ENTRIES)]
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 

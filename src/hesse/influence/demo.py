@@ -8,7 +8,6 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch import nn
 
 from hesse._optional import require
 from hesse._progress import progress
+from hesse._threads import one_thread
 from hesse.errors import ArgumentError, NumericalError
 from hesse.influence.facts import FactWorld, prose_world
 from hesse.influence.query import tokenize_query
@@ -218,7 +218,7 @@ def prepare_tiny(settings: DemoSettings, cache: Path, *, show_progress: bool | N
         model = transformers.LlamaForCausalLM(_llama_config(transformers, settings, len(tokenizer)))
 
     def fit() -> None:
-        with _one_thread():
+        with one_thread():
             train_language_model(model, sequences, settings.training, seed=settings.seed, show_progress=show_progress)
 
     cached_weights(model, folder, config, fit)
@@ -351,18 +351,6 @@ def recalled(model: nn.Module, questions: Items[Sequence], batch_size: int = 64)
         targets = batch["labels"][:, 1:]
         right += ((logits.argmax(-1) == targets) | (targets == IGNORED)).all(1).tolist()
     return np.array(right, dtype=bool)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    # steps of a few milliseconds: a second thread gains a tenth when its core is idle, and loses far more when it is
-    # not
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _summed_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:

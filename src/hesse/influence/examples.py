@@ -26,6 +26,7 @@ __all__ = [
     "as_examples",
     "plan_batches",
     "plan_units",
+    "refuse_duplicates",
     "split_targets",
 ]
 
@@ -74,7 +75,7 @@ class TokenExamples:
     def __post_init__(self) -> None:
         if self.side not in ("left", "right"):
             raise ArgumentError(f"side: expected 'left' or 'right', got {self.side!r}")
-        _refuse_duplicates(self.ids, self.argument)
+        refuse_duplicates(self.ids, self.argument)
         for sequence in self.sequences:
             if len(sequence.input_ids) == 0:
                 raise ArgumentError(f"{self.argument}: sequence {sequence.id!r} is empty")
@@ -159,7 +160,7 @@ class ArrayExamples:
                 f"{self.argument}: {len(self.inputs)} inputs, {len(self.labels)} labels and {len(self.ids)} ids do not "
                 "match"
             )
-        _refuse_duplicates(self.ids, self.argument)
+        refuse_duplicates(self.ids, self.argument)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -337,7 +338,21 @@ def plan_batches(
         yield batch
 
 
-def _refuse_duplicates(ids: list[str], argument: str) -> None:
+def refuse_duplicates(ids: list[str], argument: str) -> None:
+    """Refuse ids of which one stands twice.
+
+    Parameters
+    ----------
+    ids : list of str
+        As given.
+    argument : str
+        What an error calls the data.
+
+    Raises
+    ------
+    ArgumentError
+        Naming it.
+    """
     seen: set[str] = set()
     for name in ids:
         if name in seen:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hesse._progress import progress
-from hesse.curvature.capture import Captured
+from hesse.curvature.capture import BLOCK_ENTRIES, Captured
 from hesse.curvature.ekfac import second_moment, sequence_gradients
 from hesse.curvature.kfac import InputFactor, OutputFactor, eigendecompose, mirror_
 from hesse.curvature.layers import TrackedLayer
@@ -28,7 +28,6 @@ from hesse.io import FileEntry, load_tensors, save_tensors
 __all__ = ["FitSettings", "file_name", "fit_factors"]
 
 _COVARIANCE, _EIGENVALUES = 0, 1  # stages draw different labels
-_BLOCK_ENTRIES = 1 << 26  # gradients of a batch are formed this much at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +143,7 @@ class _Eigenvalues:
             self.tables[name] = torch.zeros(shape, dtype=self.dtype, device=rows.grads.device)
         basis = self.bases[name]
         if basis is None:
-            for block in rows.blocks(_BLOCK_ENTRIES):
+            for block in rows.blocks(BLOCK_ENTRIES):
                 self.tables[name] += sequence_gradients(block).to(self.dtype).square_().sum(0)
             return
         known = self.last[1] if self.last is not None and self.last[0] == rows.shared_with else None

@@ -29,6 +29,7 @@ __all__ = [
     "RegressionLoss",
     "SoftmaxTokens",
     "check_is_likelihood",
+    "labelled",
     "negative_log_likelihood",
     "token_logits",
 ]
@@ -157,14 +158,8 @@ class CausalLMLoss(SoftmaxTokens):
         LossOutput
             Per-token loss (B, T - 1), logits (B, T - 1, V) and valid positions (B, T - 1).
         """
-        logits = token_logits(model, batch)[:, :-1]
-        targets = batch["labels"][:, 1:]
-        valid = targets != -100
-        if callable(labels):
-            targets = labels(logits, valid)
-        elif labels is not None:
-            targets = labels[:, 1:]
-        return LossOutput(negative_log_likelihood(logits, targets, valid), logits, valid)
+        given = labels[:, 1:] if isinstance(labels, Tensor) else labels
+        return labelled(token_logits(model, batch)[:, :-1], batch["labels"][:, 1:], given)
 
     def positions(self, batch: Batch, valid: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Find non-padding positions, and of these the ones up to the last that predicts a supervised token.
@@ -223,14 +218,8 @@ class ClassificationLoss:
         LossOutput
             Loss (B, 1), logits (B, 1, V) and valid positions (B, 1).
         """
-        logits = _single_output(model, batch)
-        targets = batch["labels"].reshape(-1, 1)
-        valid = targets != -100
-        if callable(labels):
-            targets = labels(logits, valid)
-        elif labels is not None:
-            targets = labels.reshape(-1, 1)
-        return LossOutput(negative_log_likelihood(logits, targets, valid), logits, valid)
+        given = labels.reshape(-1, 1) if isinstance(labels, Tensor) else labels
+        return labelled(_single_output(model, batch), batch["labels"].reshape(-1, 1), given)
 
     def sample(self, logits: Tensor, uniforms: Tensor) -> Tensor:
         """Draw the class from the softmax.
@@ -476,6 +465,31 @@ def _single_output(model: nn.Module, batch: Batch) -> Tensor:
     if logits.dim() != 2:
         raise ShapeError(f"loss: expected outputs of shape (B, V), got {tuple(logits.shape)}")
     return logits[:, None]
+
+
+def labelled(logits: Tensor, targets: Tensor, labels: Labels | None = None) -> LossOutput:
+    """Compute the loss of every position that has a label.
+
+    Parameters
+    ----------
+    logits : Tensor, shape (B, T, V)
+        Of the model.
+    targets : Tensor, shape (B, T), int64
+        The data's labels, -100 where there is none.
+    labels : Tensor, shape (B, T), or callable, optional
+        To be used in their place, where the data has one.
+
+    Returns
+    -------
+    LossOutput
+        Its parts.
+    """
+    valid = targets != -100
+    if callable(labels):
+        targets = labels(logits, valid)
+    elif labels is not None:
+        targets = labels
+    return LossOutput(negative_log_likelihood(logits, targets, valid), logits, valid)
 
 
 def negative_log_likelihood(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hesse.curvature.capture import Captured
+from hesse.curvature.capture import BLOCK_ENTRIES, Captured
 from hesse.curvature.ekfac import second_moment
 from hesse.curvature.kfac import InputFactor, OutputFactor
-from hesse.curvature.layers import TrackedLayer
+from hesse.curvature.layers import TrackedLayer, output_embedding
+from hesse.curvature.routed import RoutedLinear
 from hesse.curvature.scratch import Scratch
 from hesse.errors import ArgumentError
 from hesse.influence.contraction import DenseQueries, QueryMatrices, contract, empty_queries
@@ -150,49 +151,62 @@ def plan_stages(
     -----
     Takes a few seconds, half a minute for layers of an 8B model: one probe a distinct shape. Forward and backward of
     all matrices are counted, attention by its two products; what is neither (norms, softmax over the vocabulary) is
-    left out, so that very small models come out too fast. Block-diagonal bases are stored whole: blocks save time only.
-    A busy machine makes everything look slower.
+    left out, so that very small models come out too fast. Memory counts factors, what the backward pass keeps of every
+    matrix, five copies of the logits and the gradients formed at a time. Block-diagonal bases are stored whole: blocks
+    save time only. Inputs that layers share are counted for each. A busy machine makes everything look slower.
     """
     device = next(model.parameters()).device
     if device.type == "meta":
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = next(model.parameters()).dtype
     probe = _Probe(workload, dtype, torch.float64 if dtype == torch.float64 else torch.float32, device, clock)
-    shapes: dict[tuple[int, int, bool], int] = {}
+    share_of = dict(_multiplying(model))
+    shapes: dict[tuple[int, int, bool], float] = {}
     for layer in layers.values():
         key = (layer.out_features, layer.in_features, layer.has_bias)
-        shapes[key] = shapes.get(key, 0) + 1
+        shapes[key] = shapes.get(key, 0.0) + share_of[layer.module]
     costs = {key: probe.layer(*key, strategy) for key in shapes}
 
     def total(name: str) -> float:
         return sum(costs[key][name] * count for key, count in shapes.items())
 
     length, fitted = workload.mean_length, workload.fitted
-    matrices = [w for m in model.modules() for w in m.parameters(recurse=False) if w.dim() == 2 and _multiplies(m)]
-    attention = _attention_flops(model, length)
-    passes = (4 * sum(w.numel() for w in matrices) + 3 * attention) / probe.rate  # seconds a token, forward and dgrad
+    head = output_embedding(model)
+    matrices = [
+        (w.numel() * share, sum(w.shape) * share, m is head)
+        for m, share in _multiplying(model)
+        for w in m.parameters(recurse=False)
+        if w.dim() == 2
+    ]
+    flops = 4 * sum(numbers for numbers, _, _ in matrices) + 3 * _attention_flops(model, length)
+    passes = flops / probe.rate  # seconds a token, forward and dgrad
     size = 8 if dtype == torch.float64 else 4
-    factors = size * sum((one.out_features**2 + one.columns**2) for one in layers.values())
-    tables = size * sum(one.out_features * one.columns for one in layers.values())
-    widest = max(max(one.out_features, one.columns) for one in layers.values())
-    rows = dtype.itemsize * int(workload.batch_tokens * sum(one.out_features + one.columns for one in layers.values()))
-    tokens, query_tokens = fitted * length, workload.num_queries * (workload.query_length or length)
+    ends = [(one.out_features, one.columns) for one in layers.values()]
+    factors, tables = size * sum(p * p + m * m for p, m in ends), size * sum(p * m for p, m in ends)
+    widest = max(max(pair) for pair in ends)
+    # kept for the backward pass: what goes into and comes out of each matrix; and of the logits five copies at once
+    kept = dtype.itemsize * sum(both for _, both, is_head in matrices if not is_head)
+    vocabulary = getattr(getattr(model, "config", None), "vocab_size", 0)
+    held = round(workload.batch_tokens * (kept + 5 * size * vocabulary))
+    sequences = max(1, round(workload.batch_tokens / length))
+    block = size * max(min(BLOCK_ENTRIES, sequences * p * m) for p, m in ends)  # gradients formed at a time
     queries = _query_bytes(layers, workload, size)
     stages = []
     if strategy in ("ekfac", "kfac"):
-        stages.append(StagePlan("covariance", tokens * (passes + total("gram")), factors + rows, factors))
-        orders = [n for one in layers.values() for n in (one.out_features, one.columns)]
-        eigen = sum(probe.eigh(-(-n // blocks)) * blocks for n in orders)
+        stages.append(StagePlan("covariance", fitted * length * (passes + total("gram")), factors + held, factors))
+        eigen = sum(probe.eigh(-(-n // blocks)) * blocks for pair in ends for n in pair)
         stages.append(StagePlan("eigendecomposition", eigen, size * widest**2 + 24 * (widest // blocks) ** 2, factors))
-    if strategy in ("ekfac", "diagonal"):
-        bases = factors if strategy == "ekfac" else 0
-        stages.append(StagePlan("eigenvalues", tokens * (passes + total("moment")), bases + tables + rows, tables))
     bases = factors if strategy in ("ekfac", "kfac") else 0
-    prepare = query_tokens * passes + workload.num_queries * total("prepare")
-    stages.append(StagePlan("queries", prepare, bases + tables + queries, queries))
+    if strategy in ("ekfac", "diagonal"):
+        seconds = fitted * length * (passes + total("moment"))
+        stages.append(StagePlan("eigenvalues", seconds, bases + tables + held + block, tables))
+    tokens = workload.num_queries * (workload.query_length or length)
+    prepare = tokens * passes + workload.num_queries * total("prepare")
+    few = round(held * min(1.0, min(tokens, 2048) / workload.batch_tokens))
+    stages.append(StagePlan("queries", prepare, bases + tables + queries + few + block, queries))
     scoring = workload.num_sequences * length * (passes + total("score"))
     values = size * workload.num_queries * workload.num_sequences
-    stages.append(StagePlan("scores", scoring, queries + rows + values, 2 * values))
+    stages.append(StagePlan("scores", scoring, queries + held + block + values, 2 * values))
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     return Plan(tuple(stages), weights, workload)
 
@@ -297,8 +311,20 @@ def _query_bytes(layers: Mapping[str, TrackedLayer], workload: Workload, size: i
     return total * workload.num_queries
 
 
-def _multiplies(module: nn.Module) -> bool:
-    return not isinstance(module, nn.Embedding)
+def _multiplying(model: nn.Module) -> Iterator[tuple[nn.Module, float]]:
+    # modules that multiply by their weights, and the share of the tokens each sees: of an expert those routed to it
+    experts: dict[nn.Module, int] = {
+        module: len(group)
+        for group in model.modules()
+        if isinstance(group, nn.ModuleList)
+        for module in group
+        if isinstance(module, RoutedLinear)
+    }
+    chosen = getattr(getattr(model, "config", None), "num_experts_per_tok", None)
+    for module in model.modules():
+        if not isinstance(module, nn.Embedding):
+            number = experts.get(module, 1)
+            yield module, min(1.0, (chosen or number) / number)
 
 
 def _attention_flops(model: nn.Module, length: float) -> float:

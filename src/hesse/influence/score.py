@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hesse._progress import progress
-from hesse.curvature.capture import Captured
+from hesse.curvature.capture import BLOCK_ENTRIES, Captured
 from hesse.curvature.ekfac import rotated_gradients, sequence_gradients
 from hesse.curvature.scratch import Scratch
 from hesse.errors import MemoryLimitError, NumericalError, ShapeError
@@ -40,7 +40,6 @@ from hesse.io import FileEntry, load_tensors, save_tensors
 
 __all__ = ["ScoreSettings", "check_memory", "prepare_queries", "refine", "score_units", "self_scores"]
 
-_BLOCK_ENTRIES = 1 << 26  # gradients of a batch are formed this much at a time
 _CACHED_ENTRIES = 1 << 20  # on a CPU those of queries by so much, to stay in its cache on the way to their matrices
 
 
@@ -118,7 +117,7 @@ def prepare_queries(
         if solver.table is None and takes_rows(matrices, rows):
             put_rows(matrices, first, rows if measurement is None else replace(rows, grads=-rows.grads), wide)
             return
-        for block in rows.blocks(_CACHED_ENTRIES if rows.grads.device.type == "cpu" else _BLOCK_ENTRIES):
+        for block in rows.blocks(_CACHED_ENTRIES if rows.grads.device.type == "cpu" else BLOCK_ENTRIES):
             inverse = solver.precondition_rows(block, wide, scratch)
             if measurement is not None:
                 inverse.neg_()
@@ -371,7 +370,7 @@ def self_scores(run_pass: Pass, factors: Factors, examples: Examples, settings: 
         factor = factors[rows.layer.name]
         damped = factor.damped()
         parts: list[Tensor] = []
-        for block in rows.blocks(_BLOCK_ENTRIES):
+        for block in rows.blocks(BLOCK_ENTRIES):
             if factor.left is None or factor.right is None:
                 gradient = sequence_gradients(block)
             else:

@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from hesse.errors import ArgumentError, ShapeError
+from hesse.influence.examples import refuse_duplicates
 from hesse.influence.objective import (
     Batch,
     Labels,
     LossOutput,
     Masks,
     SoftmaxTokens,
-    negative_log_likelihood,
+    labelled,
     token_logits,
 )
 from hesse.influence.rows import IGNORED
@@ -65,13 +67,7 @@ class MaskedLMLoss(SoftmaxTokens):
         """
         if batch.get("segment_ids") is not None:
             raise ArgumentError("pack: a masked language model looks both ways, and cannot take packed documents")
-        logits, targets = token_logits(model, batch), batch["labels"]
-        valid = targets != IGNORED
-        if callable(labels):
-            targets = labels(logits, valid)
-        elif labels is not None:
-            targets = labels
-        return LossOutput(negative_log_likelihood(logits, targets, valid), logits, valid)
+        return labelled(token_logits(model, batch), batch["labels"], labels)
 
     def positions(self, batch: Batch, valid: Tensor) -> tuple[Masks, Masks]:
         """Read the attention mask: every attended position carries a gradient.
@@ -136,12 +132,7 @@ class Seq2SeqLoss(SoftmaxTokens):
             decoder_input_ids=shift(labels=targets),
             use_cache=False,
         ).logits
-        valid = targets != IGNORED
-        if callable(labels):
-            targets = labels(logits, valid)
-        elif labels is not None:
-            targets = labels
-        return LossOutput(negative_log_likelihood(logits, targets, valid), logits, valid)
+        return labelled(logits, targets, labels)
 
     def positions(self, batch: Batch, valid: Tensor) -> tuple[Masks, Masks]:
         """Tell the source's positions to the encoder and to what reads it, the target's to the decoder.
@@ -184,8 +175,7 @@ class PairExamples:
                 f"{self.argument}: {len(self.sources)} sources, {len(self.targets)} targets and {len(self.ids)} ids "
                 "do not match"
             )
-        if len(set(self.ids)) < len(self.ids):
-            raise ArgumentError(f"{self.argument}: an id occurs twice")
+        refuse_duplicates(self.ids, self.argument)
         for name, source, target in zip(self.ids, self.sources, self.targets, strict=True):
             if len(source) == 0 or len(target) == 0:
                 raise ArgumentError(f"{self.argument}: the source or the target of {name!r} is empty")
@@ -216,12 +206,11 @@ class PairExamples:
         dict of str to Tensor
             ``input_ids``, ``attention_mask`` and ``labels``.
         """
-        sources, targets = ([side[i] for i in indices] for side in (self.sources, self.targets))
-        mask = _padded([[1] * len(source) for source in sources], 0)
+        sources, targets = ([torch.as_tensor(side[i]) for i in indices] for side in (self.sources, self.targets))
         return {
-            "input_ids": _padded(sources, self.pad_id),
-            "attention_mask": mask,
-            "labels": _padded(targets, IGNORED),
+            "input_ids": pad_sequence(sources, batch_first=True, padding_value=self.pad_id),
+            "attention_mask": pad_sequence([torch.ones_like(source) for source in sources], batch_first=True),
+            "labels": pad_sequence(targets, batch_first=True, padding_value=IGNORED),
         }
 
     def fingerprint(self) -> str:
@@ -237,10 +226,3 @@ class PairExamples:
             tensors[side] = torch.from_numpy(np.concatenate([np.asarray(text, dtype=np.int64) for text in texts]))
             tensors[f"{side} lengths"] = torch.tensor([len(text) for text in texts])
         return hash_bytes("\0".join([*self.ids, hash_tensors(tensors)]).encode())
-
-
-def _padded(rows: Items[Items[int]], fill: int) -> Tensor:
-    out = torch.full((len(rows), max(len(row) for row in rows)), fill)
-    for place, row in enumerate(rows):
-        out[place, : len(row)] = torch.as_tensor(row)
-    return out

@@ -86,19 +86,34 @@ def test_nothing_to_find_is_reported():
         HierarchicalPolynomialRegressor(split=False, random_state=0).fit(x, y)
 
 
-def test_clipping_holds_the_feature_to_its_range():
-    """Oracle: predictions at a point far outside are those at the end of the range."""
+@pytest.mark.parametrize(
+    ("clip", "refine", "held"), [(None, 0, True), (None, 50, False), (False, 0, False), (True, 50, True)]
+)
+def test_clipping_holds_the_feature_to_its_range(clip, refine, held):
+    """Oracle: the link at the end of the range that the second stage saw, or at the feature itself."""
     target, x, _ = data(6, 600, seed=4)
-    model = HierarchicalPolynomialRegressor(split=False, clip=True, random_state=0).fit(x, target(x))
+    model = HierarchicalPolynomialRegressor(split=False, clip=clip, refine=refine, random_state=0).fit(x, target(x))
     far = torch.full((1, 6), 40.0, dtype=F64)
-    ends = model.link(torch.tensor(model._range, dtype=F64))
-    assert float((model.predict(far) - ends).abs().min()) < 1e-9
+    q = model.feature(far)
+    assert not model._range[0] < float(q) < model._range[1]
+    wanted = model.link(q.clamp(*model._range) if held else q)
+    torch.testing.assert_close(model.predict(far), wanted)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_few_samples_do_not_run_wild(seed):
+    """Oracle: the error of a constant, 1; without the clip one of these costs 170 times that."""
+    target, x, test = data(6, 102, seed=1000 + seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = HierarchicalPolynomialRegressor(split=False, random_state=seed).fit(x, target(x))
+    assert judged(model, target, test)[0] < 5
 
 
 def test_the_module_is_the_model():
-    """Oracle: predictions; the module trains, the estimator does not move."""
+    """Oracle: predictions, not clipped; the module trains, the estimator does not move."""
     target, x, test = data(5, 600, link=torch.tanh, seed=5)
-    model = HierarchicalPolynomialRegressor(random_state=0).fit(x, target(x))
+    model = HierarchicalPolynomialRegressor(clip=False, random_state=0).fit(x, target(x))
     net, before = model.to_module(), model.predict(test)
     torch.testing.assert_close(net(test).detach(), before)
     net(test).sum().backward()

@@ -11,9 +11,10 @@ import torch
 from torch import Generator, Tensor, nn
 
 from hesse._estimator import Estimator
+from hesse._points import points_of
 from hesse.errors import ArgumentError, NumericalError
 from hesse.generative.gaussian_mixture import GaussianMixture
-from hesse.generative.singular.networks import LatentLaw, make_decoder, perceptron, points_of
+from hesse.generative.singular.networks import LatentLaw, make_decoder, perceptron
 
 __all__ = ["WGANGP", "kde_resample", "ppca_mixture"]
 

@@ -12,11 +12,12 @@ import torch
 from torch import Generator, Tensor, nn
 
 from hesse._estimator import Estimator
+from hesse._points import points_of
 from hesse._progress import progress
 from hesse.errors import ArgumentError, ShapeError
 from hesse.generative.singular.distance import w1_distance
 from hesse.generative.singular.likelihood import latent_nodes
-from hesse.generative.singular.networks import LatentLaw, make_decoder, perceptron, points_of
+from hesse.generative.singular.networks import LatentLaw, make_decoder, perceptron
 from hesse.generative.singular.perturbation import cluster_gap, quantisation_step
 from hesse.generative.singular.training import LatentModel, Likelihood, Settings, train
 

@@ -8,53 +8,12 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor, nn
 
-from hesse.errors import ArgumentError, ArgumentTypeError, NumericalError, ShapeError
+from hesse.errors import ArgumentError, ShapeError
 
-__all__ = ["Decoder", "LatentLaw", "common_scale", "make_decoder", "perceptron", "points_of"]
+__all__ = ["Decoder", "LatentLaw", "common_scale", "make_decoder", "perceptron"]
 
 LatentLaw = Literal["normal", "uniform"]
 CUBE = 12**0.5  # side of the uniform cube of unit variance
-
-
-def points_of(call: str, name: str, points: object, *, min_rows: int = 1) -> Tensor:
-    """Turn an array or tensor into finite points of float32 or float64.
-
-    Parameters
-    ----------
-    call, name : str
-        The public function and its argument, for the message.
-    points : array or Tensor, shape (N, D)
-        Of any real dtype; what is not float32 or float64 becomes float32.
-    min_rows : int, default 1
-        Fewest rows.
-
-    Returns
-    -------
-    Tensor, shape (N, D)
-        Without a graph.
-
-    Raises
-    ------
-    ArgumentTypeError
-        If it cannot be made a tensor of real numbers.
-    ShapeError
-        If it is not a matrix, or of too few rows.
-    NumericalError
-        If an entry is NaN or infinite.
-    """
-    try:
-        found = torch.as_tensor(points).detach()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ArgumentTypeError(f"{call}: expected {name} to be an array of numbers ({error})") from error
-    if found.is_complex():
-        raise ArgumentTypeError(f"{call}: expected {name} to be real, got {found.dtype}")
-    if found.dtype not in (torch.float32, torch.float64):
-        found = found.float()
-    if found.ndim != 2 or found.shape[1] == 0 or len(found) < min_rows:
-        raise ShapeError(f"{call}: expected {name} of shape (N >= {min_rows}, D >= 1), got {tuple(found.shape)}")
-    if not bool(torch.isfinite(found).all()):
-        raise NumericalError(f"{call}: {name} contains NaN or Inf")
-    return found
 
 
 def common_scale(points: Tensor) -> Tensor:

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from hesse._estimator import Estimator
-from hesse._optional import require
+from hesse._estimator import Estimator, as_generator, determination, like, sklearn_tags
 from hesse.errors import ArgumentError, NumericalError, ShapeError
 from hesse.gp.funbat.coordinates import Scaling, as_points, as_values, distinct
 from hesse.gp.funbat.inference import Entries, Form, Posterior, other_moments, start, sweep
@@ -176,7 +175,7 @@ class FunBaT(Estimator):
             )
         ones = points.new_ones(self.n_restarts)
         ssm = MaternSSM(self.nu, self.lengthscale * ones, self.variance * ones)
-        generator = _generator(self.random_state, points.device)
+        generator = as_generator(self.random_state, points.device)
         begin = start(
             [times for times, _ in merged],
             ranks,
@@ -276,9 +275,9 @@ class FunBaT(Estimator):
             variances.append(((spread * second[0]).sum((-2, -1))[0] - mean.square()).clamp(min=0.0))
         mean = torch.cat(means) * scaling.scale + scaling.center
         if not return_std:
-            return self._like(X, mean)
+            return like(X, mean)
         std = (torch.cat(variances) + 1 / posterior.noise.mean[0]).sqrt() * scaling.scale
-        return self._like(X, mean), self._like(X, std)
+        return like(X, mean), like(X, std)
 
     def score(self, X: Any, y: Any) -> float:
         """Coefficient of determination, 1 - Σ (y - prediction)² / Σ (y - mean y)².
@@ -296,10 +295,7 @@ class FunBaT(Estimator):
             At most 1; 0 for a constant.
         """
         values = as_values("FunBaT.score", y, as_points("FunBaT.score", X))
-        found = torch.as_tensor(self.predict(X)).to(values)
-        total = float((values - values.mean()).square().sum())
-        error = float((values - found).square().sum())
-        return 1 - error / total if total > 0 else float(error == 0)
+        return determination(torch.as_tensor(self.predict(X)).to(values), values)
 
     def factor(self, mode: int, t: Any) -> tuple[Any, Any]:
         """Posterior of the functions of one mode, in the scaled units of the model.
@@ -327,7 +323,7 @@ class FunBaT(Estimator):
         column = as_points("FunBaT.factor", torch.as_tensor(t).unsqueeze(-1)).squeeze(-1)
         low, span = self._scaling.low[mode], self._scaling.span[mode]
         mean, covariance = read(self._posterior.factors[mode], (column.to(low.device) - low) / span)
-        return self._like(t, mean[0]), self._like(t, covariance[0])
+        return like(t, mean[0]), like(t, covariance[0])
 
     @property
     def core_(self) -> Any:
@@ -364,13 +360,7 @@ class FunBaT(Estimator):
         return hasattr(self, "_posterior")
 
     def __sklearn_tags__(self) -> Any:
-        utils = require("sklearn.utils", extra="sklearn", feature="FunBaT in scikit-learn's tools")
-        return utils.Tags(
-            estimator_type="regressor",
-            target_tags=utils.TargetTags(required=True),
-            regressor_tags=utils.RegressorTags(poor_score=True),
-            non_deterministic=self.random_state is None,
-        )
+        return sklearn_tags("regressor", poor_score=True, non_deterministic=self.random_state is None)
 
     def _run(self, posterior: Posterior, entries: Entries) -> None:
         history = []
@@ -435,11 +425,6 @@ class FunBaT(Estimator):
                 "input, one a mode"
             )
 
-    def _like(self, given: Any, result: Tensor) -> Any:
-        if isinstance(given, Tensor):
-            return result.to(given.device, given.dtype if given.is_floating_point() else result.dtype)
-        return result.numpy(force=True)
-
 
 def _entries(call: str, X: Any, y: Any) -> tuple[Tensor, Tensor]:
     points = as_points(call, X)
@@ -452,9 +437,3 @@ def _entries(call: str, X: Any, y: Any) -> tuple[Tensor, Tensor]:
             f"{call}: {int((~known).sum())} of {len(values)} values are NaN and are left out", UserWarning, stacklevel=3
         )
     return points[known], values[known]
-
-
-def _generator(random_state: int | Generator | None, device: torch.device) -> Generator | None:
-    if isinstance(random_state, int | np.integer):
-        return torch.Generator(device=device).manual_seed(int(random_state))
-    return random_state

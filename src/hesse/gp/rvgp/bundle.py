@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hesse._points import points_of
 from hesse.errors import ArgumentError, ConvergenceError, NumericalError, ShapeError
 from hesse.gp.rvgp.fields import Singularities, covariant_jacobian, heat, singularities, winding_numbers
 from hesse.gp.rvgp.frames import (
@@ -19,7 +20,7 @@ from hesse.gp.rvgp.frames import (
     principal_directions,
     surroundings,
 )
-from hesse.gp.rvgp.graph import GraphKind, attach, neighbour_graph, points_of
+from hesse.gp.rvgp.graph import GraphKind, attach, neighbour_graph
 from hesse.linalg import Sparse, lobpcg, shift_inverse
 
 __all__ = ["EigenFields", "TangentBundle", "Transport"]
@@ -137,7 +138,7 @@ class TangentBundle:
         *,
         allow_disconnected: bool = False,
     ) -> None:
-        cloud = points_of("TangentBundle", "X", X)
+        cloud = points_of("TangentBundle", "X", X, dtype=torch.float64).cpu()
         self.points, self.node_of = _merged(cloud)
         total, width = self.points.shape
         if graph not in ("gaussian", "paper"):
@@ -346,7 +347,7 @@ class TangentBundle:
         Denominators are kept above a tenth of the degree: an eigenfield rougher than the graph resolves cannot be
         continued, and comes out too small instead of as noise. Points far off the cloud get the nearest edge's values.
         """
-        new = points_of("TangentBundle.extend", "X", X)
+        new = points_of("TangentBundle.extend", "X", X, dtype=torch.float64).cpu()
         if new.shape[1] != self.points.shape[1]:
             raise ShapeError(f"TangentBundle.extend: expected {self.points.shape[1]} coordinates, got {new.shape[1]}")
         neighbours, distances, weights = attach(self.graph, new)

@@ -13,9 +13,16 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 from torch import Tensor
 
-from hesse.errors import ArgumentError, NumericalError, ShapeError
+from hesse._points import points_of
+from hesse.errors import ArgumentError
 
-__all__ = ["GraphKind", "NeighbourGraph", "attach", "furthest_point_sampling", "neighbour_graph", "points_of"]
+__all__ = [
+    "GraphKind",
+    "NeighbourGraph",
+    "attach",
+    "furthest_point_sampling",
+    "neighbour_graph",
+]
 
 GraphKind = Literal["gaussian", "paper"]
 
@@ -39,36 +46,6 @@ class NeighbourGraph:
     def masses(self) -> Tensor:
         """M of L u = λ M u, shape (N,): the degrees for the Gaussian graph (random walk), ones for the paper's."""
         return self.degrees if self.kind == "gaussian" else torch.ones_like(self.degrees)
-
-
-def points_of(call: str, name: str, X: Tensor | np.ndarray) -> Tensor:
-    """Take a cloud to float64 on the CPU, and refuse what is none.
-
-    Parameters
-    ----------
-    call, name : str
-        The function and its argument, for messages.
-    X : array or Tensor, shape (N, D)
-        The cloud.
-
-    Returns
-    -------
-    Tensor, shape (N, D)
-        In float64.
-
-    Raises
-    ------
-    ShapeError
-        If X has not two dimensions, or no rows or columns.
-    NumericalError
-        If X has NaN or Inf.
-    """
-    points = torch.as_tensor(X).detach().to("cpu", torch.float64)
-    if points.ndim != 2 or 0 in points.shape:
-        raise ShapeError(f"{call}: expected {name} of shape (points, coordinates), got {tuple(points.shape)}")
-    if not bool(torch.isfinite(points).all()):
-        raise NumericalError(f"{call}: {name} has NaN or Inf")
-    return points
 
 
 def furthest_point_sampling(
@@ -111,7 +88,7 @@ def furthest_point_sampling(
     >>> furthest_point_sampling(torch.tensor([[0.0], [0.1], [1.0], [0.6]]), 3).tolist()
     [0, 2, 3]
     """
-    points = points_of("furthest_point_sampling", "X", X)
+    points = points_of("furthest_point_sampling", "X", X, dtype=torch.float64).cpu()
     total = len(points)
     if num_points is None and spacing is None:
         raise ArgumentError("furthest_point_sampling: give num_points, spacing, or both")

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
-from hesse._estimator import Estimator
-from hesse._optional import require
+from hesse._estimator import Estimator, as_generator, determination, sklearn_tags
 from hesse.errors import ArgumentError, ArgumentTypeError, ShapeError
 from hesse.nn.convex_relu.fitting import Fit, fit_admm, fit_exact, fit_robust, fit_sampled, refined_patterns
 from hesse.nn.convex_relu.losses import LossName
@@ -110,9 +109,7 @@ class _ConvexReLU(Estimator):
     def _fit(self, rows: Tensor, targets: Tensor) -> None:
         """Fit all columns of targets (N, T) and write down what was learnt."""
         self._check_parameters()
-        generator = self.random_state
-        if not isinstance(generator, Generator) and generator is not None:
-            generator = torch.Generator(device=rows.device).manual_seed(int(generator))
+        generator = as_generator(self.random_state, rows.device)
         self.n_features_in_ = rows.shape[1]
         X = _with_ones(rows) if self.fit_intercept else rows
         self.history_, self.patterns_ = None, None
@@ -330,11 +327,10 @@ class ConvexReLURegressor(_ConvexReLU):
             At most 1.
         """
         found = self._outputs(X).squeeze(1)
-        wanted = torch.as_tensor(_plain("ConvexReLURegressor", "y", y)).to(found)
-        return 1 - float((wanted - found).square().sum() / (wanted - wanted.mean()).square().sum())
+        return determination(found, torch.as_tensor(_plain("ConvexReLURegressor", "y", y)).to(found))
 
     def __sklearn_tags__(self) -> Any:
-        return _tags("regressor")
+        return sklearn_tags("regressor")
 
 
 class ConvexReLUClassifier(_ConvexReLU):
@@ -456,7 +452,7 @@ class ConvexReLUClassifier(_ConvexReLU):
         return float(np.mean(self.predict(X) == _plain("ConvexReLUClassifier", "y", y)))
 
     def __sklearn_tags__(self) -> Any:
-        return _tags("classifier")
+        return sklearn_tags("classifier")
 
 
 def _with_ones(rows: Tensor) -> Tensor:
@@ -494,13 +490,3 @@ def _as_rows(call: str, X: Any) -> Tensor:
 
 def _like(X: Any, result: Tensor) -> Any:
     return result if isinstance(X, Tensor) else result.cpu().numpy()
-
-
-def _tags(kind: str) -> Any:
-    utils = require("sklearn.utils", extra="sklearn")  # only scikit-learn itself asks for tags
-    return utils.Tags(
-        estimator_type=kind,
-        target_tags=utils.TargetTags(required=True),
-        classifier_tags=utils.ClassifierTags() if kind == "classifier" else None,
-        regressor_tags=utils.RegressorTags() if kind == "regressor" else None,
-    )

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from hesse._estimator import Estimator
-from hesse._optional import require
+from hesse._estimator import Estimator, as_generator, determination, like, sklearn_tags
 from hesse.errors import ArgumentError, ShapeError
 from hesse.nn.hierarchical.features import InnerName, check_inner, draw_directions, inner_features
 from hesse.nn.hierarchical.network import LayerwiseNetwork, refine_network
@@ -21,6 +20,7 @@ __all__ = ["HierarchicalPolynomialRegressor", "NotIdentifiableWarning"]
 
 Solver = Literal["ridge", "gd", "cg"]
 _INNER_GRID = torch.logspace(2, -6, 25, dtype=torch.float64)
+_LEAST = 1e-12  # of the mean eigenvalue: where the grid is extended no further
 _OUTER_GRID = torch.logspace(0, -5, 20, dtype=torch.float64)  # smaller ones only let the tails of the link run wild
 
 
@@ -68,8 +68,10 @@ class HierarchicalPolynomialRegressor(Estimator):
         Biases of the bumps are uniform in ± this: q has unit variance.
     whiten : {False, "zca", "gaussianize"}, default False
         What to do to the inputs first, see `Whitening`.
-    clip : bool, default False
-        Hold q to the range it had in training. Beyond it the bumps go on linearly.
+    clip : bool, optional
+        Hold q to the range that the second stage was fitted on. Beyond it the bumps go on linearly, with slopes that a
+        few samples set: with a few hundred samples that alone can cost a hundred times the variance. Default: without
+        ``refine``, which trains those slopes; refined networks extrapolate better than they clip.
     random_state : int or torch.Generator, optional
         Of V, the biases and the split.
 
@@ -120,7 +122,7 @@ class HierarchicalPolynomialRegressor(Estimator):
         alpha_outer: float | Literal["cv"] = "cv",
         bias_range: float = 3.0,
         whiten: WhitenName | Literal[False] = False,
-        clip: bool = False,
+        clip: bool | None = None,
         random_state: int | Generator | None = None,
     ) -> None:
         self.degree = degree
@@ -168,7 +170,7 @@ class HierarchicalPolynomialRegressor(Estimator):
         """
         self._validate()
         points, values = _data(X, y)
-        generator = _generator(self.random_state, points.device)
+        generator = as_generator(self.random_state, points.device)
         self.n_features_in_ = points.shape[1]
         self._whitening = Whitening.of(points, self.whiten or None)
         x = self._whitening(points)
@@ -191,7 +193,9 @@ class HierarchicalPolynomialRegressor(Estimator):
         signs = torch.ones_like(biases)
         signs[1::2] = -1
         grid = _OUTER_GRID if self.alpha_outer == "cv" else torch.tensor([float(self.alpha_outer)], dtype=torch.float64)
-        outer, shift, path = stage2(q / scale - center, values[second], signs, biases, grid.to(x))
+        q = q / scale - center
+        outer, shift, path = stage2(q, values[second], signs, biases, grid.to(x))
+        self._range = float(q.min()), float(q.max())
         self.alpha_outer_ = path.lam
         self.fit_path_["outer"] = path.errors.tolist()
         net = LayerwiseNetwork(V, w / scale, center, signs, biases, outer, shift, self.degree, self.inner)
@@ -199,8 +203,6 @@ class HierarchicalPolynomialRegressor(Estimator):
             net, errors = refine_network(net, H[rest], values[rest], H[held], values[held], self.refine)
             self.fit_path_["refinement"] = errors
         self.network_ = net.requires_grad_(False)
-        seen = self.network_.feature_of(H)
-        self._range = float(seen.min()), float(seen.max())
         return self
 
     def predict(self, X: Any) -> Any:
@@ -217,7 +219,8 @@ class HierarchicalPolynomialRegressor(Estimator):
             As X came.
         """
         q = self._feature(X, "predict")
-        return self._like(X, self.network_.link(q.clamp(*self._range) if self.clip else q))
+        held = not self.refine if self.clip is None else self.clip
+        return like(X, self.network_.link(q.clamp(*self._range) if held else q))
 
     def feature(self, X: Any) -> Any:
         """Evaluate q, the learnt polynomial, of mean 0 and variance 1 on the training data; its sign is arbitrary.
@@ -232,7 +235,7 @@ class HierarchicalPolynomialRegressor(Estimator):
         array or Tensor, shape (M,)
             q(x).
         """
-        return self._like(X, self._feature(X, "feature"))
+        return like(X, self._feature(X, "feature"))
 
     def link(self, z: Any) -> Any:
         """Evaluate g, the learnt function of the feature.
@@ -248,7 +251,7 @@ class HierarchicalPolynomialRegressor(Estimator):
             g(z).
         """
         self._check_fitted("link")
-        return self._like(z, self.network_.link(torch.as_tensor(z, dtype=torch.float64, device=self._device)))
+        return like(z, self.network_.link(torch.as_tensor(z, dtype=torch.float64, device=self._device)))
 
     def score(self, X: Any, y: Any) -> float:
         """Coefficient of determination, 1 - Σ (y - prediction)² / Σ (y - mean y)².
@@ -266,12 +269,10 @@ class HierarchicalPolynomialRegressor(Estimator):
             At most 1.
         """
         points, values = _data(X, y, least=1)
-        error = float((values - torch.as_tensor(self.predict(points)).to(values)).square().sum())
-        total = float((values - values.mean()).square().sum())
-        return 1 - error / total if total > 0 else float(error == 0)
+        return determination(torch.as_tensor(self.predict(points)).to(values), values)
 
     def to_module(self) -> LayerwiseNetwork:
-        """Hand out the network, trainable: inputs are those after whitening.
+        """Hand out the network, trainable: its inputs are those after whitening, and it clips nothing.
 
         Returns
         -------
@@ -287,25 +288,22 @@ class HierarchicalPolynomialRegressor(Estimator):
         means = A.mean(0)
         A = A - means
         size = A.square().sum(1).mean() / min(A.shape)  # mean eigenvalue: penalties are in its units
-        if self.alpha_inner == "cv":
-            path = ridge_path(A, target, _INNER_GRID.to(A) * size)
-            while path.best == len(path.lams) - 1 and float(path.lams[-1] / size) > 1e-12:
-                path = ridge_path(A, target, path.lams * 1e-4)
-            lam, left_out = path.lam, path.left_out
-            self.fit_path_["inner"] = path.errors.tolist()
-            w = path.weights
-        else:
+        if self.solver == "cg":
             lam = float(self.alpha_inner)
-            path = ridge_path(A, target, A.new_tensor([lam])) if self.solver == "ridge" else None
-            left_out = A.new_zeros(0) if path is None else path.left_out
-            w = A.new_zeros(0) if path is None else path.weights
+            w = stage1_cg(A, target, lam)
+            fitted = A @ w
+        else:
+            grid = _INNER_GRID.to(A) * size if self.alpha_inner == "cv" else A.new_tensor([float(self.alpha_inner)])
+            path = ridge_path(A, target, grid)
+            while self.alpha_inner == "cv" and path.best == len(grid) - 1 and float(path.lams[-1] / size) > _LEAST:
+                path = ridge_path(A, target, path.lams * 1e-4)
+            self.fit_path_["inner"] = path.errors.tolist()
+            lam, w, fitted = path.lam, path.weights, path.left_out
         if self.solver == "gd":
             top = float(torch.linalg.matrix_norm(A, 2)) ** 2 / len(A) + lam
             w = stage1_gd(A, target, lam, step_size=1 / top, max_steps=math.ceil(top / lam))
-        elif self.solver == "cg":
-            w = stage1_cg(A, target, lam)
+            fitted = A @ w
         self.alpha_inner_ = lam
-        fitted = left_out if self.solver == "ridge" else A @ w
         total = float(target.square().sum())
         self.stage1_score_ = 1 - float((target - fitted).square().sum()) / total if total > 0 else 0.0
         if self.stage1_score_ < 0.01:
@@ -315,7 +313,7 @@ class HierarchicalPolynomialRegressor(Estimator):
                 NotIdentifiableWarning,
                 stacklevel=4,
             )
-        return w, (fitted if not self.split else H[second] @ w - means @ w) + means @ w
+        return w, H[second] @ w if self.split else fitted + means @ w
 
     def _width(self, dim: int) -> int:
         if self.n_inner is not None:
@@ -378,22 +376,11 @@ class HierarchicalPolynomialRegressor(Estimator):
         if not hasattr(self, "network_"):
             raise ArgumentError(f"{type(self).__name__}.{call}: call fit first")
 
-    def _like(self, given: Any, result: Tensor) -> Any:
-        if isinstance(given, Tensor):
-            return result.to(given.device, given.dtype if given.is_floating_point() else result.dtype)
-        return result.numpy(force=True)
-
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "network_")
 
     def __sklearn_tags__(self) -> Any:
-        utils = require("sklearn.utils", extra="sklearn", feature="scikit-learn's tools")
-        return utils.Tags(
-            estimator_type="regressor",
-            target_tags=utils.TargetTags(required=True),
-            regressor_tags=utils.RegressorTags(poor_score=True),
-            non_deterministic=self.random_state is None,
-        )
+        return sklearn_tags("regressor", poor_score=True, non_deterministic=self.random_state is None)
 
 
 def _points(X: Any, call: str) -> Tensor:
@@ -421,9 +408,3 @@ def _data(X: Any, y: Any, least: int = 10) -> tuple[Tensor, Tensor]:
     if len(points) < least:
         raise ShapeError(f"{call}: {len(points)} samples are too few; {least} are needed at least")
     return points, values
-
-
-def _generator(random_state: int | Generator | None, device: torch.device) -> Generator | None:
-    if isinstance(random_state, int | np.integer):
-        return torch.Generator(device=device).manual_seed(int(random_state))
-    return random_state

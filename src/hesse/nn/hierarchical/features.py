@@ -14,7 +14,15 @@ from torch.nn.functional import normalize, relu, softplus
 
 from hesse.errors import ArgumentError, ShapeError
 
-__all__ = ["HierarchicalTarget", "InnerName", "check_inner", "hermite", "hierarchical_target", "inner_features"]
+__all__ = [
+    "HierarchicalTarget",
+    "InnerName",
+    "check_inner",
+    "draw_directions",
+    "hermite",
+    "hierarchical_target",
+    "inner_features",
+]
 
 InnerName = Literal["hermite", "mixed", "relu", "softplus", "exact"]
 """What the frozen layer computes; "exact" has no directions: all products of degree k, k <= 2."""

@@ -1,17 +1,15 @@
 """AdamW for networks that hold subspaces beside ordinary parameters."""
 
 import math
-from collections.abc import Callable
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 from torch.optim.optimizer import ParamsT
 
 from hesse.errors import ArgumentError
-from hesse.linalg import GrassmannParameter
+from hesse.optim.riemannian._base import SubspaceOptimizer
 from hesse.optim.riemannian.geodesic import Retraction, check_options, retract, tangent_, watch
 
 __all__ = ["RiemannianAdam"]
@@ -19,7 +17,7 @@ __all__ = ["RiemannianAdam"]
 _CALL = "RiemannianAdam"
 
 
-class RiemannianAdam(Optimizer):
+class RiemannianAdam(SubspaceOptimizer):
     """Each subspace steps along the geodesic of its averaged tangent, scaled by its averaged length; the rest is AdamW.
 
     With H = (I - SSᵀ) G: M ← β₁ (I - SSᵀ) M + (1 - β₁) H, v ← β₂ v + (1 - β₂) ‖H‖², S ← exp_S(-lr M̂/(√v̂ + eps)),
@@ -107,45 +105,6 @@ class RiemannianAdam(Optimizer):
             raise ArgumentError(f"{_CALL}: expected betas in [0, 1), got {options['betas']}")
         super().add_param_group(param_group)
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Make one step.
-
-        Parameters
-        ----------
-        closure : callable, optional
-            Computes the loss anew and returns it, after `zero_grad` and with `backward`; called once.
-
-        Returns
-        -------
-        float or Tensor, optional
-            What the closure returned.
-
-        Raises
-        ------
-        ArgumentError
-            If a subspace has left the manifold: another optimiser moves it too, say.
-        NumericalError
-            If the gradient of a subspace had NaN or Inf in three steps in a row; ordinary parameters have moved then.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            moving = [p for p in group["params"] if p.grad is not None]
-            self._move_ordinary(group, [p for p in moving if not isinstance(p, GrassmannParameter)])
-            for p in moving:
-                if isinstance(p, GrassmannParameter):
-                    _move_subspaces(group, p, self.state[p])
-        return loss
-
     def _move_ordinary(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         for p in parameters:
             if not self.state[p]:
@@ -170,26 +129,25 @@ class RiemannianAdam(Optimizer):
             maximize=group["maximize"],
         )
 
-
-def _move_subspaces(group: dict[str, Any], S: Tensor, state: dict[str, Any]) -> None:
-    G = S.grad
-    if G is None:
-        return
-    usable, tidy = watch(_CALL, S, G, state, group["reorthonormalize"])
-    if "exp_avg" not in state:
-        state["exp_avg"] = torch.zeros_like(S)
-        state["exp_avg_sq"] = S.new_zeros((*S.shape[:-2], 1, 1))
-        state["moves"] = S.new_zeros((*S.shape[:-2], 1, 1))
-    mean, square, moves = state["exp_avg"], state["exp_avg_sq"], state["moves"]
-    used = torch.ones_like(moves) if usable is None else usable.to(moves)
-    H = tangent_(S, G.clone() if usable is None else torch.where(usable, G, 0.0))
-    beta1, beta2 = group["betas"]
-    # where a subspace sits out, the factors are one and the averages stay
-    tangent_(S, mean).lerp_(H, (1 - beta1) * used)
-    square.lerp_(H.square().sum((-2, -1), keepdim=True), (1 - beta2) * used)
-    moves.add_(used)
-    start1, start2 = 1 - beta1**moves, 1 - beta2**moves
-    step = torch.where(used > 0, mean / start1 / ((square / start2).sqrt() + group["eps"]), 0.0)
-    step = torch.nan_to_num(step, nan=0.0)  # a gradient that was always zero, with eps = 0
-    t = group["lr"] * group["lr_factor"] * (1 if group["maximize"] else -1)
-    retract(S, step, t, group["retraction"], tidy=tidy, live=state["live"])
+    def _move_subspaces(self, group: dict[str, Any], S: Tensor, state: dict[str, Any]) -> None:
+        G = S.grad
+        if G is None:
+            return
+        usable, tidy = watch(_CALL, S, G, state, group["reorthonormalize"])
+        if "exp_avg" not in state:
+            state["exp_avg"] = torch.zeros_like(S)
+            state["exp_avg_sq"] = S.new_zeros((*S.shape[:-2], 1, 1))
+            state["moves"] = S.new_zeros((*S.shape[:-2], 1, 1))
+        mean, square, moves = state["exp_avg"], state["exp_avg_sq"], state["moves"]
+        used = torch.ones_like(moves) if usable is None else usable.to(moves)
+        H = tangent_(S, G.clone() if usable is None else torch.where(usable, G, 0.0))
+        beta1, beta2 = group["betas"]
+        # where a subspace sits out, the factors are one and the averages stay
+        tangent_(S, mean).lerp_(H, (1 - beta1) * used)
+        square.lerp_(H.square().sum((-2, -1), keepdim=True), (1 - beta2) * used)
+        moves.add_(used)
+        start1, start2 = 1 - beta1**moves, 1 - beta2**moves
+        step = torch.where(used > 0, mean / start1 / ((square / start2).sqrt() + group["eps"]), 0.0)
+        step = torch.nan_to_num(step, nan=0.0)  # a gradient that was always zero, with eps = 0
+        t = group["lr"] * group["lr_factor"] * (1 if group["maximize"] else -1)
+        retract(S, step, t, group["retraction"], tidy=tidy, live=state["live"])

@@ -1,17 +1,16 @@
 """SGD with momentum for networks that hold subspaces beside ordinary parameters."""
 
 import warnings
-from collections.abc import Callable
-from typing import Any, Literal, get_args, overload
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 from torch.optim.sgd import sgd
 
 from hesse.errors import ArgumentError, ShapeError
 from hesse.linalg import GrassmannParameter
+from hesse.optim.riemannian._base import SubspaceOptimizer
 from hesse.optim.riemannian.geodesic import Retraction, check_options, retract, tangent_, watch
 
 __all__ = ["RiemannianSGD"]
@@ -21,7 +20,7 @@ Transport = Literal["project", "none"]
 _CALL = "RiemannianSGD"
 
 
-class RiemannianSGD(Optimizer):
+class RiemannianSGD(SubspaceOptimizer):
     """Each subspace S steps along a geodesic, B ← (I - SSᵀ)(mu B + G), S ← exp_S(-lr B); the rest is SGD.
 
     Subspaces are the parameters that are a `hesse.linalg.GrassmannParameter`, such as the weight of
@@ -167,45 +166,6 @@ class RiemannianSGD(Optimizer):
                 )
         super().load_state_dict(state_dict)
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Make one step.
-
-        Parameters
-        ----------
-        closure : callable, optional
-            Computes the loss anew and returns it, after `zero_grad` and with `backward`; called once.
-
-        Returns
-        -------
-        float or Tensor, optional
-            What the closure returned.
-
-        Raises
-        ------
-        ArgumentError
-            If a subspace has left the manifold: another optimiser moves it too, say.
-        NumericalError
-            If the gradient of a subspace had NaN or Inf in three steps in a row; ordinary parameters have moved then.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            moving = [p for p in group["params"] if p.grad is not None]
-            self._move_ordinary(group, [p for p in moving if not isinstance(p, GrassmannParameter)])
-            for p in moving:
-                if isinstance(p, GrassmannParameter):
-                    _move_subspaces(group, p, self.state[p])
-        return loss
-
     def _move_ordinary(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         gradients = [p.grad for p in parameters if p.grad is not None]
         buffers: list[Tensor | None] = [self.state[p].get("momentum_buffer") for p in parameters]
@@ -225,28 +185,27 @@ class RiemannianSGD(Optimizer):
             for p, buffer in zip(parameters, buffers, strict=True):
                 self.state[p]["momentum_buffer"] = buffer
 
-
-def _move_subspaces(group: dict[str, Any], S: Tensor, state: dict[str, Any]) -> None:
-    G = S.grad
-    if G is None:
-        return
-    usable, tidy = watch(_CALL, S, G, state, group["reorthonormalize"])
-    if usable is not None:
-        G = torch.where(usable, G, 0.0)
-    B = G
-    if group["momentum"] > 0:
-        buffer = state.setdefault("momentum_buffer", torch.zeros_like(S))
-        factor = group["momentum"] if usable is None else 1 - (1 - group["momentum"]) * usable.to(S.dtype)
-        B = buffer.mul_(factor).add_(G)
-    step = B
-    if group["manifold"] == "grassmann":
-        kept = group["momentum"] > 0 and group["transport"] == "project"
-        step = tangent_(S, B if kept else B.clone())
-    if usable is not None:
-        step = step * usable
-    t = group["lr"] * group["lr_factor"] * (1 if group["maximize"] else -1)
-    retraction = group["retraction"] if group["manifold"] == "grassmann" else "qr"
-    retract(S, step, t, retraction, tidy=tidy, live=state["live"])
+    def _move_subspaces(self, group: dict[str, Any], S: Tensor, state: dict[str, Any]) -> None:
+        G = S.grad
+        if G is None:
+            return
+        usable, tidy = watch(_CALL, S, G, state, group["reorthonormalize"])
+        if usable is not None:
+            G = torch.where(usable, G, 0.0)
+        B = G
+        if group["momentum"] > 0:
+            buffer = state.setdefault("momentum_buffer", torch.zeros_like(S))
+            factor = group["momentum"] if usable is None else 1 - (1 - group["momentum"]) * usable.to(S.dtype)
+            B = buffer.mul_(factor).add_(G)
+        step = B
+        if group["manifold"] == "grassmann":
+            kept = group["momentum"] > 0 and group["transport"] == "project"
+            step = tangent_(S, B if kept else B.clone())
+        if usable is not None:
+            step = step * usable
+        t = group["lr"] * group["lr_factor"] * (1 if group["maximize"] else -1)
+        retraction = group["retraction"] if group["manifold"] == "grassmann" else "qr"
+        retract(S, step, t, retraction, tidy=tidy, live=state["live"])
 
 
 def _only_subspaces(parameters: list[Tensor]) -> bool:

@@ -6,7 +6,7 @@ from typing import Self
 import torch
 from torch import Generator, Tensor
 
-from hesse._estimator import Estimator
+from hesse._estimator import Estimator, as_generator
 from hesse.errors import ArgumentError, ShapeError
 from hesse.optim.subgm.descent import Initialization, RecoveryResult, numerical_rank, recover_psd
 from hesse.optim.subgm.measurements import (
@@ -176,7 +176,7 @@ class SubGM(Estimator):
             raise ArgumentError(f"SubGM: expected holdout in [0, 1), got {self.holdout}")
         if y.ndim != 1 or len(y) != measurements.num_measurements:
             raise ShapeError(f"SubGM: expected y of shape ({measurements.num_measurements},), got {tuple(y.shape)}")
-        generator = _generator(self.random_state, y.device)
+        generator = as_generator(self.random_state, y.device)
         _warn_one_sign(measurements, y)
         if self.validate_psd and not isinstance(measurements, OperatorMeasurements | EntryMeasurements):
             _require_psd(measurements, y)
@@ -276,12 +276,6 @@ def _with_pairs(A: MeasurementsLike, y: Tensor) -> tuple[Measurements, Tensor]:
         raise ArgumentError(f"SubGM: expected finite factors A in float32 or float64, got {A.dtype}")
     half = len(A) // 2
     return RankOneDifferences(A[:half], A[half : 2 * half]), y[:half] - y[half : 2 * half]
-
-
-def _generator(random_state: int | Generator | None, device: torch.device) -> Generator | None:
-    if isinstance(random_state, int):
-        return torch.Generator(device=device).manual_seed(random_state)
-    return random_state
 
 
 def _warn_one_sign(measurements: Measurements, y: Tensor) -> None:

@@ -1,50 +1,11 @@
 """Checks of clouds of points before work starts."""
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from hesse.errors import ArgumentError, ArgumentTypeError, NumericalError, ShapeError
+from hesse.errors import ArgumentError, ArgumentTypeError, ShapeError
 
-__all__ = ["Array", "paired_points", "points_of", "two_clouds", "weights_of"]
-
-Array = np.ndarray | Tensor
-
-
-def points_of(call: str, name: str, points: Array) -> Tensor:
-    """Turn an array or tensor into points of float32 or float64.
-
-    Parameters
-    ----------
-    call, name : str
-        The public function and its argument, for the message.
-    points : array or Tensor, shape (N, D)
-        Of any real dtype; what is neither float32 nor float64 becomes float32.
-
-    Returns
-    -------
-    Tensor, shape (N, D)
-        Without a graph.
-
-    Raises
-    ------
-    ArgumentTypeError
-        If it is neither.
-    ShapeError
-        If it is not a matrix with rows and columns.
-    NumericalError
-        If an entry is NaN or infinite.
-    """
-    if not isinstance(points, np.ndarray | Tensor):
-        raise ArgumentTypeError(f"{call}: expected {name} to be an array or a tensor, got {type(points).__name__}")
-    found = torch.as_tensor(points).detach()
-    if found.dtype not in (torch.float32, torch.float64):
-        found = found.to(torch.float32)
-    if found.ndim != 2 or 0 in found.shape:
-        raise ShapeError(f"{call}: expected {name} of shape (rows, coordinates), got {tuple(found.shape)}")
-    if not bool(torch.isfinite(found).all()):
-        raise NumericalError(f"{call}: {name} contains NaN or Inf")
-    return found
+__all__ = ["paired_points", "two_clouds", "weights_of"]
 
 
 def two_clouds(call: str, **clouds: Tensor) -> None:

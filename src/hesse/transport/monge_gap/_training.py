@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
+from hesse._points import Array, points_of
 from hesse.errors import NumericalError, ShapeError
 from hesse.transport.costs import Cost, SquaredEuclidean
-from hesse.transport.monge_gap._checks import Array, points_of
 from hesse.transport.monge_gap._module import MapModule
 from hesse.transport.monge_gap.conservative import conservative_penalty
 from hesse.transport.monge_gap.divergence import half_divergence

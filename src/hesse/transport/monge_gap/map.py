@@ -10,9 +10,10 @@ import torch
 from torch import Generator, Tensor, nn
 
 from hesse._estimator import Estimator
+from hesse._points import Array, points_of
 from hesse.errors import ArgumentError, NumericalError, ShapeError
 from hesse.transport.costs import Cost, CostLike, Geodesic, as_cost
-from hesse.transport.monge_gap._checks import Array, points_of, weights_of
+from hesse.transport.monge_gap._checks import weights_of
 from hesse.transport.monge_gap._module import Form, MapModule, mlp, spread
 from hesse.transport.monge_gap._training import Batches, FitLoss, Objective, Sampler
 from hesse.transport.monge_gap.divergence import sinkhorn_divergence
