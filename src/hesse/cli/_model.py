@@ -182,7 +182,7 @@ def build(model: Any, settings: Mapping[str, Any], modules: str) -> "Influence":
     model : PreTrainedModel
         In eval mode.
     settings : mapping
-        ``strategy``, ``fisher``, ``damping`` (as text), ``positions`` and ``seed``.
+        ``strategy``, ``fisher``, ``damping`` (as text), ``positions``, ``blocks`` and ``seed``.
     modules : str
         Which layers.
 
@@ -199,7 +199,7 @@ def build(model: Any, settings: Mapping[str, Any], modules: str) -> "Influence":
         modules=modules,
         strategy=settings["strategy"],
         fisher=settings["fisher"],
-        blocks=settings.get("blocks", 1),
+        blocks=settings["blocks"],
         damping=parse_damping(settings["damping"]),
         positions=settings["positions"],
         seed=settings["seed"],

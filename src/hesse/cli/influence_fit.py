@@ -26,6 +26,7 @@ def fit(
     fisher: Annotated[Fisher, typer.Option(help="Which labels the curvature is measured with.")] = "sampled",
     damping: Annotated[str, typer.Option(help="Times each matrix's mean eigenvalue; abs:X is absolute.")] = "0.1",
     positions: Annotated[Positions, typer.Option(help="Which positions enter the input factor.")] = "gradient",
+    blocks: Annotated[int, typer.Option(min=1, help="Diagonal blocks that each factor is cut into.")] = 1,
     max_sequences: Annotated[
         int, typer.Option(min=1, help="Measure on a random subset of this size, if there are more sequences.")
     ] = 100_000,
@@ -59,7 +60,8 @@ def fit(
     network, tokenizer = load(info, trust_remote_code=trust_remote_code)
     sequences, length = cut(rows, network, tokenizer, max_length)
     settings = {
-        "strategy": strategy, "fisher": fisher, "damping": damping, "positions": positions, "seed": seed,
+        "strategy": strategy, "fisher": fisher, "damping": damping, "positions": positions, "blocks": blocks,
+        "seed": seed,
     }  # fmt: skip
     influence = build(network, settings, modules)
     factors = influence.fit(

@@ -13,7 +13,18 @@ from hesse.influence.huggingface import load_model, load_skeleton, load_tokenize
 from hesse.influence.lexical import bm25_scores, tfidf_paper
 from hesse.influence.objective import CausalLMLoss, ClassificationLoss, Loss, LossOutput, RegressionLoss
 from hesse.influence.opened import Run, open_run
-from hesse.influence.plan import Plan, StagePlan, Workload, plan_stages
+from hesse.influence.plan import (
+    Budget,
+    MeasuredRates,
+    Plan,
+    Proposal,
+    StagePlan,
+    StatedRates,
+    Workload,
+    plan_stages,
+    propose_plan,
+    rates_here,
+)
 from hesse.influence.plots import plot_layers, plot_pair, plot_scores, plot_spectra
 from hesse.influence.query import Query, read_queries, tokenize_query
 from hesse.influence.report import Column, ReportData, ReportEntry, ReportQuery, write_report
@@ -24,6 +35,7 @@ from hesse.influence.text_losses import MaskedLMLoss, PairExamples, Seq2SeqLoss
 
 __all__ = [
     "ArrayExamples",
+    "Budget",
     "CausalLMLoss",
     "ClassificationLoss",
     "Column",
@@ -37,8 +49,10 @@ __all__ = [
     "Loss",
     "LossOutput",
     "MaskedLMLoss",
+    "MeasuredRates",
     "PairExamples",
     "Plan",
+    "Proposal",
     "Query",
     "Ranked",
     "RegressionLoss",
@@ -51,6 +65,7 @@ __all__ = [
     "Seq2SeqLoss",
     "Sequence",
     "StagePlan",
+    "StatedRates",
     "TokenExamples",
     "Workload",
     "as_examples",
@@ -75,7 +90,9 @@ __all__ = [
     "plot_pair",
     "plot_scores",
     "plot_spectra",
+    "propose_plan",
     "prose_world",
+    "rates_here",
     "read_queries",
     "read_rows",
     "recall_at_k",

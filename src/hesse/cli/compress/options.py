@@ -1,6 +1,5 @@
 """Options that the compress commands share."""
 
-import re
 from pathlib import Path
 from typing import Annotated
 
@@ -19,11 +18,8 @@ __all__ = [
     "Overwrite",
     "Revision",
     "Seed",
-    "parse_size",
     "parse_widths",
 ]
-
-_UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 Model = Annotated[
     str, typer.Argument(help="Folder, .gguf file or hub id of a language model; or module:factory of yours.")
@@ -81,28 +77,3 @@ def parse_widths(text: str) -> tuple[int, ...]:
     if not found or len(set(found)) != len(found) or not 2 <= found[0] <= found[-1] <= 8:
         raise typer.BadParameter(f"expected different whole numbers from 2 to 8, as in 2,4,8; got {text!r}")
     return tuple(found)
-
-
-def parse_size(text: str) -> int:
-    """Read "40MB" or "1.5 GiB".
-
-    Parameters
-    ----------
-    text : str
-        As typed.
-
-    Returns
-    -------
-    int
-        Bytes.
-
-    Raises
-    ------
-    BadParameter
-        If it is no positive number with a unit.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]+)\s*", text.lower())
-    size = 0 if match is None else int(float(match[1]) * _UNITS.get(match[2], 0))
-    if size < 1:
-        raise typer.BadParameter(f"expected a size, as in 40MB or 2GiB, got {text!r}")
-    return size

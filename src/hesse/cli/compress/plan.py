@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from hesse.cli._report import emit_json, say
+from hesse.cli._units import parse_size
 from hesse.cli.compress.options import (
     AsJson,
     Data,
@@ -18,7 +19,6 @@ from hesse.cli.compress.options import (
     Overwrite,
     Revision,
     Seed,
-    parse_size,
     parse_widths,
 )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from hesse.cli._report import emit_json, say
+from hesse.cli._units import parse_size
 from hesse.cli.compress.options import (
     AsJson,
     Data,
@@ -23,7 +24,6 @@ from hesse.cli.compress.options import (
     Overwrite,
     Revision,
     Seed,
-    parse_size,
 )
 
 if TYPE_CHECKING:

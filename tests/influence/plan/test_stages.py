@@ -10,7 +10,7 @@ import torch
 from hesse._threads import one_thread
 from hesse.curvature.layers import select_layers
 from hesse.errors import ArgumentError
-from hesse.influence import Influence, Workload, load_skeleton, plan_stages, split_experts
+from hesse.influence import Influence, MeasuredRates, Workload, load_skeleton, plan_stages, split_experts
 from tests.influence._tiny import gpt2
 
 
@@ -37,7 +37,8 @@ def test_time_and_disk_of_a_run(tmp_path):
     asked = [{"id": f"q{i}", "input_ids": row.tolist()} for i, row in enumerate(ids[:16])]
     influence = Influence(model)
     with one_thread():  # so that CPU seconds are those of the work
-        plan = plan_stages(model, influence.layers, Workload(160, 64, 16, 16), clock=time.process_time)
+        rates = MeasuredRates(torch.float32, torch.device("cpu"), time.process_time)
+        plan = plan_stages(model, influence.layers, Workload(160, 64, 16, 16), rates=rates)
         start = time.process_time()
         influence.fit(ids.numpy(), tmp_path, progress=False)
         fitted = time.process_time() - start
