@@ -1,5 +1,7 @@
 """Where a benchmark ran, with which versions, and its record on disk."""
 
+import csv
+import io
 import json
 import os
 import platform
@@ -80,12 +82,27 @@ def _commit() -> str | None:
 
 
 def keep(record: dict[str, Any], path: Path) -> None:
-    """Write the record, which is what ``--json`` prints, whole or not at all."""
+    """Write the record, which is what ``--json`` prints, whole or not at all; a claim's "table" also as ``.csv``."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    for claim in record["claims"]:
+        if "table" in claim["rows"]:
+            _write(path.with_suffix(".csv"), _csv(claim["rows"]["table"]))
+    _write(path, json.dumps(record, indent=1) + "\n")
+
+
+def _csv(lines: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    columns = list(dict.fromkeys(name for line in lines for name in line))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def _write(path: Path, text: str) -> None:
     part = path.with_name(path.name + ".part")
     with part.open("w", encoding="utf-8") as file:
-        json.dump(record, file, indent=1)
-        file.write("\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)

@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from hesse.influence import load_factors, open_scores
+from hesse.influence import Plan, StagePlan, Workload, load_factors, open_scores
 from hesse.influence.run import open_folder
 from tests.hostile import HOSTILE
 
@@ -55,6 +55,16 @@ def test_factors_show_their_layers(run_folder):
     for name, layer in factors.layers.items():
         assert name in page.text
         assert f"{layer.damping:.3g}" in page.text
+
+
+def test_plans_show_their_stages():
+    """Oracle: the plan's own figures; memory with the model's."""
+    gib = 2**30
+    stages = (StagePlan("covariance", 60.0, 2 * gib, gib), StagePlan("scores", 30.0, gib, 0))
+    page = Page(Plan(stages, gib, Workload(1000, 512.0, 4))._repr_html_())
+    cells = page.text.split("disk, GiB")[1]
+    assert cells == "covariance6031" + "scores3020" + "in all9031"
+    assert "1,000 sequences of 512 tokens, 4 queries" in page.text
 
 
 @pytest.mark.parametrize("text", HOSTILE)

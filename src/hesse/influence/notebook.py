@@ -1,4 +1,4 @@
-"""What scores and factors look like in a notebook: small tables of plain HTML, every text of a run escaped.
+"""What scores, factors and plans look like in a notebook: small tables of plain HTML, every text of a run escaped.
 
 No script, no style sheet and nothing from the network; control characters are shown as glyphs.
 """
@@ -12,9 +12,10 @@ from hesse.influence.report import ReportEntry, collect, token_scale, token_wind
 
 if TYPE_CHECKING:
     from hesse.influence.factors import Factors
+    from hesse.influence.plan import Plan
     from hesse.influence.scores import Scores
 
-__all__ = ["escaped", "factors_html", "scores_html"]
+__all__ = ["escaped", "factors_html", "plan_html", "scores_html"]
 
 _QUERIES, _ROWS, _CHARS = 4, 5, 220
 _BLUE, _ORANGE = "33,102,172", "208,92,12"  # the report's, safe for colour-blind eyes
@@ -92,6 +93,31 @@ def factors_html(factors: "Factors") -> str:
         shape = " × ".join(str(size) for size in layer.table.shape)
         lines.append([escaped(name), shape, f"{float(layer.table.mean()):.3g}", f"{layer.damping:.3g}"])
     return head + _table(["layer", "shape", "mean eigenvalue", "damping"], lines)
+
+
+def plan_html(plan: "Plan") -> str:
+    """Show what every stage of a run takes.
+
+    Parameters
+    ----------
+    plan : Plan
+        From `plan_stages`.
+
+    Returns
+    -------
+    str
+        HTML. Memory includes the model's.
+    """
+
+    def line(name: str, seconds: float, memory: float, disk: float) -> list[str]:
+        return [name, f"{seconds:,.3g}", f"{memory / 2**30:,.3g}", f"{disk / 2**30:,.3g}"]
+
+    lines = [line(s.name, s.seconds, s.memory + plan.model_bytes, s.disk) for s in plan.stages]
+    lines.append(line("in all", plan.seconds, plan.memory, plan.disk))
+    work = plan.workload
+    head = f"<p><b>Plan</b>: {work.num_sequences:,} sequences of {work.mean_length:g} tokens, "
+    head += f"{work.num_queries:,} queries</p>"
+    return head + _table(["stage", "seconds", "memory, GiB", "disk, GiB"], lines)
 
 
 def _text(entry: ReportEntry, scale: float) -> str:

@@ -92,3 +92,8 @@ class Plan:
             For JSON.
         """
         return asdict(self) | {"seconds": self.seconds, "memory": self.memory, "disk": self.disk}
+
+    def _repr_html_(self) -> str:
+        from hesse.influence.notebook import plan_html
+
+        return plan_html(self)
