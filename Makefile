@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-smollm2 test nightly check $(CHECKS) bench-smoke docs peers format clean
+.PHONY: help demo demo-smollm2 test nightly reliability check $(CHECKS) bench-smoke docs peers format clean
 
 JOBS ?= 2
 VENV := .venv
@@ -30,6 +30,9 @@ test: $(VENV)/.stamp-test  ## the whole test suite, one torch thread a worker (J
 nightly: $(VENV)/.stamp-test  ## the tests too long for every change
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -q -m nightly
 
+reliability: $(VENV)/.stamp-test  ## bad input, kills, damage, mutants: under an hour, figures into docs/reliability.md
+	OMP_NUM_THREADS=1 PYTHONPATH=src:. $(BIN)/python -m tools.reliability --write
+
 check: $(VENV)/.stamp-test  ## format, lint, types, import contracts, docs lint: all run, one failure fails it
 	@$(MAKE) --keep-going --no-print-directory $(CHECKS)
 
@@ -48,12 +51,16 @@ check-imports:
 check-docs:
 	$(BIN)/python tools/docs_lint.py
 	$(BIN)/python tools/readme_table.py
+	$(BIN)/python tools/architecture.py
+	$(BIN)/python tools/failed_claims.py
 
 format: $(VENV)/.stamp-test  ## format, mend what lint can, rewrite the generated pages
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/python tools/docs_lint.py --write
 	$(BIN)/python tools/readme_table.py --write
+	$(BIN)/python tools/architecture.py --write
+	$(BIN)/python tools/failed_claims.py --write
 
 bench-smoke: $(VENV)/.stamp-test  ## every benchmark at smoke size
 	$(BIN)/python -m benchmarks --all --scale smoke

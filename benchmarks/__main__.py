@@ -1,7 +1,8 @@
 """Run benchmarks: ``python -m benchmarks <slug> [--scale smoke|full] [--seed N] [--json]`` from the project's root.
 
 Default scale: smoke, a minute or so for everything, where claims that need full size are run but not judged.
-``--scale full`` judges all of them and keeps the result in ``benchmarks/results/<slug>.json``.
+``--scale full`` judges all of them and keeps the result in ``benchmarks/results/<slug>.json``. A claim that held in the
+kept result and does not hold now is named; ``--all`` ends with one table of all benchmarks.
 Exit code: 0, 1 if a claim does not hold, 2 for a usage error (an unknown slug lists those there are).
 """
 
@@ -19,6 +20,7 @@ from typing import Any
 
 from benchmarks._claims import Claim, ClaimFunction, PeerMissing, Scale
 from benchmarks._record import keep, machine, versions
+from benchmarks._summary import compare, summary_table
 
 ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "results"
@@ -53,9 +55,23 @@ def run_claim(function: ClaimFunction, scale: Scale) -> list[tuple[Claim, float]
     return [(replace(claim, scale=scale.name), seconds) for claim in claims]
 
 
+def load_claims(module_name: str) -> Sequence[ClaimFunction]:
+    """CLAIMS of a module. One that cannot be imported has a single claim, which fails for that reason."""
+    try:
+        return import_module(module_name).CLAIMS
+    except Exception as error:  # the other benchmarks of --all must still run
+        reason = error
+
+        def can_be_imported(_scale: Scale) -> Claim:
+            raise reason
+
+        return [can_be_imported]
+
+
 def run_slug(slug: str, module_name: str, scale: Scale, only: str | None = None) -> dict[str, Any]:
     """Run the claims of one benchmark, printing a row for each as it ends; the record that ``--json`` prints."""
-    functions: Sequence[ClaimFunction] = import_module(module_name).CLAIMS
+    start = time.perf_counter()
+    functions = load_claims(module_name)
     chosen = [f for f in functions if only is None or only.lower() in f.__name__.lower()]
     if not chosen:
         raise LookupError(f"{slug}: no claim function named like {only!r}; there are {[f.__name__ for f in functions]}")
@@ -73,7 +89,8 @@ def run_slug(slug: str, module_name: str, scale: Scale, only: str | None = None)
     names = [row["name"] for row in rows]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise LookupError(f"{slug}: two claims share a name: {twice}")
-    record = {"slug": slug, "seed": scale.seed, "scale": scale.name, "claims": rows}
+    seconds = round(time.perf_counter() - start, 3)
+    record = {"slug": slug, "seed": scale.seed, "scale": scale.name, "seconds": seconds, "claims": rows}
     return record | {"machine": here, "versions": versions()}
 
 
@@ -133,16 +150,22 @@ def main(arguments: Sequence[str] | None = None, *, root: Path = ROOT, results: 
         return 2
     scale = Scale(options.scale, options.seed)
     write = options.keep if options.keep is not None else options.scale == "full" and options.only is None
-    records = []
+    records, comparisons = [], []
     for slug in chosen:
         try:
             record = run_slug(slug, slugs[slug], scale, options.only)
         except LookupError as error:
             print(error, file=sys.stderr)
             return 2
+        comparisons.append(compare(record, results))
+        records.append(record)
         if write:
             keep(record, results / f"{slug}.json")
-        records.append(record)
+    if options.all:
+        print(summary_table(records, comparisons), flush=True)
+    else:
+        for name in comparisons[0].lost:
+            print(f"lost: {name} (held in the kept result)", flush=True)
     claims = [claim for record in records for claim in record["claims"]]
     held, failed = (sum(claim["holds"] is verdict for claim in claims) for verdict in (True, False))
     print(f"{held} hold, {failed} fail, {len(claims) - held - failed} not judged at {scale.name} scale", flush=True)

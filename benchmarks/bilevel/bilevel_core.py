@@ -265,7 +265,7 @@ def baselines(scale: Scale) -> list[Claim]:
         sampled: dict[str, Any] = {"num_samples": 32, "batch_size": 8, "noise": 0.3} if name == "SABA" else {}
         solver = make(problems.quadratic(6, 10, **options, **sampled).problem)
         batch = 8 if name == "SABA" else 1  # calls are counted by the sample
-        result = solver.run(Budget(oracle_calls=scale(smoke=2_000, full=20_000) * batch, seconds=60.0), trace_every=20)
+        result = solver.run(Budget(oracle_calls=scale(smoke=2_000, full=60_000) * batch, seconds=120.0), trace_every=20)
         norms = result.column("exact_norm")
         reached[name] = min(norms) / norms[0]
     steady = {name: value for name, value in reached.items() if name != "TTSA"}

@@ -93,22 +93,7 @@ class _Office:
 
     def means(self, epochs: int, least: float = 0.0) -> dict[str, Any]:
         """Mean recalls after so many epochs; nothing if the model answers less than a share ``least``."""
-        from transformers import LlamaConfig, LlamaForCausalLM
-
-        torch.manual_seed(self.seed)
-        config = LlamaConfig(
-            vocab_size=len(self.world.vocabulary),
-            hidden_size=64,
-            intermediate_size=256,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            max_position_embeddings=32,
-            bos_token_id=None,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-        model = LlamaForCausalLM(config)
+        model = office_model(len(self.world.vocabulary), self.seed)
         training = TrainingSettings(epochs=epochs, learning_rate=3e-3, weight_decay=0.0, batch_tokens=512)
         train_language_model(model, self.sequences, training, seed=self.seed, show_progress=False)
         answered = int(recalled(model, self.queries).sum())
@@ -117,6 +102,26 @@ class _Office:
         found = recalls(model, self.sequences, self.queries, self.world.supports, "mlp", self.seed)
         mean = {name: float(found[name].mean()) if answered else float("nan") for name in METHODS}
         return {**mean, "epochs": epochs, "questions answered": answered, "questions": len(self.queries)}
+
+
+def office_model(vocabulary: int, seed: int) -> torch.nn.Module:
+    """A two-block Llama of width 64 for a world of words, with random weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=64,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=32,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return LlamaForCausalLM(config)
 
 
 def demo_world(scale: Scale) -> list[Claim]:

@@ -89,11 +89,14 @@ class Arms:
 
     shape: Shape
     modules: str = "mlp"
+    weights: dict[str, torch.Tensor] | None = None  # in place of random ones
 
     def __post_init__(self) -> None:
         if not has_peer("kronfluence"):
             raise PeerMissing("kronfluence: run `make peers`")
         self.model, self.train, self.queries = build(self.shape)
+        if self.weights is not None:
+            self.model.load_state_dict(self.weights)
         self._folder = tempfile.TemporaryDirectory()
         self.folder = Path(self._folder.name)
         names = [f"model.layers.{i}.{n}" for i in range(self.shape.blocks) for n in LAYERS[self.modules]]
@@ -166,7 +169,7 @@ def speed(scale: Scale) -> list[Claim]:
         rounds = 1  # a round of the peer takes a minute
         arms = Arms(Shape(**{**vars(shape), "ragged": ragged}))
         fit = take_turns({"hesse": arms.fit, "kronfluence": lambda a=arms: a.peer.fit(a.train)}, rounds)
-        plain = partial(_plain_pass, arms.model, arms.train, shape.batch)
+        plain = partial(plain_pass, arms.model, arms.train, shape.batch)
         score = take_turns(
             {
                 "hesse": lambda a=arms: a.score(None),
@@ -318,7 +321,7 @@ _MEASURED = {
 }
 
 
-def _plain_pass(model: torch.nn.Module, train: list[Sequence], batch: int) -> None:
+def plain_pass(model: torch.nn.Module, train: list[Sequence], batch: int) -> None:
     """The forward and backward pass of a training step over the same rows, weight gradients included."""
     for parameter in model.parameters():
         parameter.requires_grad_(True)

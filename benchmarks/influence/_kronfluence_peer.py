@@ -9,9 +9,11 @@ import copy
 import io
 import logging
 import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -31,6 +33,20 @@ class Rows(Dataset):
 
     def __getitem__(self, index: int) -> Sequence:
         return self.sequences[index]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What the peer computes in; by default everything in the model's dtype and the eigenvectors in float64."""
+
+    autocast: torch.dtype | None = None  # of forward and backward
+    factors: torch.dtype | None = None  # of sums and products; None: the model's
+    eigenvectors: torch.dtype = torch.float64
+
+
+EXACT = Precision()
+MIXED = Precision(torch.bfloat16, None, torch.float32)
+LOW = Precision(torch.bfloat16, torch.bfloat16, torch.float32)  # its own preset "all low precision"
 
 
 class Kronfluence:
@@ -70,29 +86,39 @@ class Kronfluence:
         self.analyzer.logger.setLevel(logging.ERROR)
         self.analyzer.set_dataloader_kwargs(DataLoaderKwargs(num_workers=0, collate_fn=collate))
         self.factor_args = FactorArguments(strategy="ekfac", use_empirical_fisher=True)
+        self._score_args = ScoreArguments
+
+    def fit(self, train: list[Sequence], precision: Precision = EXACT) -> None:
+        arguments = replace(
+            self.factor_args, amp_dtype=precision.autocast, eigendecomposition_dtype=precision.eigenvectors
+        )
         for name in (
             "activation_covariance_dtype",
             "gradient_covariance_dtype",
             "per_sample_gradient_dtype",
             "lambda_dtype",
         ):
-            setattr(self.factor_args, name, self.dtype)
-        self._score_args = ScoreArguments
-
-    def fit(self, train: list[Sequence]) -> None:
+            setattr(arguments, name, precision.factors or self.dtype)
         self.analyzer.fit_all_factors(
             "factors",
             Rows(train),
             per_device_batch_size=self.batch_size,
-            factor_args=self.factor_args,
+            factor_args=arguments,
             overwrite_output_dir=True,
         )
 
-    def score(self, queries: list[Sequence], train: list[Sequence], rank: int | None = None) -> Tensor:
+    def score(
+        self,
+        queries: list[Sequence],
+        train: list[Sequence],
+        rank: int | None = None,
+        precision: Precision = EXACT,
+    ) -> Tensor:
         """Raw scores (Q, N): N times ours, since its measurement is a loss and it leaves the 1/N out."""
-        arguments = self._score_args(damping_factor=None, query_gradient_low_rank=rank)
-        for name in ("score_dtype", "per_sample_gradient_dtype", "precondition_dtype", "query_gradient_svd_dtype"):
-            setattr(arguments, name, self.dtype)
+        arguments = self._score_args(damping_factor=None, query_gradient_low_rank=rank, amp_dtype=precision.autocast)
+        for name in ("score_dtype", "per_sample_gradient_dtype", "precondition_dtype"):
+            setattr(arguments, name, precision.factors or self.dtype)
+        arguments.query_gradient_svd_dtype = self.dtype
         self.analyzer.compute_pairwise_scores(
             "scores",
             "factors",

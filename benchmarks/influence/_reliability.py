@@ -45,6 +45,7 @@ __all__ = [
     "kills_resume_bit_identical",
     "memory_folder",
     "read_everything",
+    "stage_of",
     "tiny_model",
     "tiny_sequences",
     "work",
@@ -171,7 +172,7 @@ class KillCount:
         return min(self.identical, self.verified) / self.completed
 
 
-def _stage(folder: Path) -> str:
+def stage_of(folder: Path) -> str:
     if not manifest_exists(folder):
         return "before the first manifest"
     stages = read_manifest(folder).stages
@@ -238,10 +239,10 @@ def kill_until_done(case: Case, kills: int, seed: int, parent: Path) -> KillCoun
             count.damaged_states += _check_state(folder)
             if os.WIFEXITED(status):
                 if os.WEXITSTATUS(status) != 0:
-                    raise RuntimeError(f"{case.name}: a resumed run failed in {_stage(folder)}")
+                    raise RuntimeError(f"{case.name}: a resumed run failed in {stage_of(folder)}")
                 break
             count.kills += 1
-            where = _stage(folder)
+            where = stage_of(folder)
             count.killed_in[where] = count.killed_in.get(where, 0) + 1
         runs += 1
         count.completed += 1

@@ -11,6 +11,7 @@ HesseError
 ├── ArtifactError (OSError)             a file is damaged, foreign, or of another run   (exit code 3)
 ├── WriteError (OSError)                a file could not be written; the old one is still there, whole
 ├── RunLockedError (OSError)            another process is writing to the same run
+├── RankError (ConnectionError)         another process of the same job has died or failed
 └── MissingDependencyError (ImportError) an optional package is not installed           (exit code 4)
 """
 
@@ -25,6 +26,7 @@ __all__ = [
     "MemoryLimitError",
     "MissingDependencyError",
     "NumericalError",
+    "RankError",
     "RunLockedError",
     "ShapeError",
     "SingularError",
@@ -78,6 +80,10 @@ class WriteError(HesseError, OSError):
 
 class RunLockedError(HesseError, OSError):
     """Another process is writing to the same run directory."""
+
+
+class RankError(HesseError, ConnectionError):
+    """Another process of the same distributed job has died, hangs, or has failed; the message names its rank."""
 
 
 class MissingDependencyError(HesseError, ImportError):

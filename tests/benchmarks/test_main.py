@@ -104,6 +104,51 @@ def test_only_runs_the_named_function(bench, capsys):
     assert not bench.results.exists()
 
 
+def kept(bench, **changes):
+    """A kept result of the good benchmark in which all three claims hold, but for the changes."""
+    holds = {"ratio": True, "low": True, "between": True} | changes
+    bench.results.mkdir(exist_ok=True)
+    claims = [{"name": name, "holds": verdict} for name, verdict in holds.items()]
+    (bench.results / "good.json").write_text(json.dumps({"slug": "good", "scale": "full", "claims": claims}))
+
+
+def test_what_was_lost_is_named(bench, capsys):
+    """Oracle: a kept result in which the ratio held at more than this size reaches, and a benchmark that breaks."""
+    kept(bench)
+    (bench.root / "family" / "good.py").write_text(GOOD.replace("0.1, 0.2", "0.3, 0.2"))
+    assert bench("good") == 1
+    assert "lost: low (held in the kept result)" in capsys.readouterr().out
+    kept(bench, low=False)
+    bench("good")
+    assert "lost" not in capsys.readouterr().out
+
+
+def test_table_of_all(bench, capsys):
+    """Oracle: the two made-up benchmarks, counted by hand: a row each, the sums, what was lost, gone and gained."""
+    kept(bench, low=False, vanished=True)
+    bench("--all")
+    out = capsys.readouterr().out
+    rows = {line.split()[0]: line.split() for line in out.splitlines() if line.strip()}
+    assert rows["bad"][1:4] == ["1", "2", "0"]
+    assert rows["good"][1:4] == ["2", "0", "1"]
+    assert rows["good"][5:] == ["3", "of", "4", "0"]
+    assert rows["all"][1:4] == ["3", "2", "1"]
+    assert "gained: good: low" in out
+    assert "gone" not in out  # a run at smoke size may name its claims otherwise
+    kept(bench, low=False, vanished=True)
+    bench("--all", "--scale", "full")
+    assert "gone: good: vanished (held in the kept result)" in capsys.readouterr().out
+
+
+def test_a_benchmark_that_cannot_be_imported_fails_alone(bench, capsys):
+    """Oracle: the exit code, and the claims of the other benchmarks, which still run."""
+    (bench.root / "family" / "bad.py").write_text("import no_such_module\nCLAIMS = []\n")
+    assert bench("--all", "--json") == 1
+    bad, good = last_json(capsys)["runs"]
+    assert "no_such_module" in bad["claims"][0]["rows"]["error"]
+    assert [claim["holds"] for claim in good["claims"]] == [None, True, True]
+
+
 def test_all_runs_every_benchmark(bench, capsys):
     """Oracle: the folder's content; one object in the last line holds every run, and one failure fails the whole."""
     assert bench("--all", "--json") == 1

@@ -291,3 +291,29 @@ def test_an_interrupt_ends_in_130(tiny, tmp_path):
     assert done.returncode == 130, done.stderr
     assert done.stderr.splitlines()[-1] == "interrupted; the same command again resumes"
     assert invoke(*words).exit_code == 0
+
+
+def test_score_solves_where_asked(tiny, run):
+    """Oracle: `Influence` with the same solver on the same texts; the residual is printed and kept."""
+    from hesse.influence import PCG, Influence, open_corpus, open_scores, tokenize_query
+    from hesse.influence.huggingface import load_model
+    from hesse.influence.query import Query
+
+    words = ["influence", "score", run, "--queries", tiny / "queries.jsonl", "--rank", "full"]
+    done = invoke(*words, "--strategy", "pcg", "--steps", 3, "--json")
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout)
+    kept = open_scores(run)
+    assert (result["strategy"], result["residual"]) == ("pcg", max(kept.state["residual"]))
+    model, tokenizer = load_model(tiny / "model", device="cpu")
+    queries = [tokenize_query(Query(**query), tokenizer, 24) for query in QUERIES]
+    texts = open_corpus(run, "train").sequences()
+    expected = Influence(model, strategy=PCG(steps=3)).score(queries, texts, run, rank=None)
+    np.testing.assert_allclose(kept.values, expected.values, rtol=1e-4, atol=1e-7)
+    assert "relative residual of the solves" in invoke(*words, "--strategy", "cg", "--steps", 2).stderr
+    refused = invoke(*words, "--steps", 3)
+    assert refused.exit_code == 1
+    assert "steps: they are those of a solver" in refused.stderr
+    report = invoke("influence", "report", run)
+    assert report.exit_code == 0, report.output
+    assert "Each query solved by CG, 2 steps at most" in run.with_suffix(".html").read_text("utf-8")

@@ -279,6 +279,36 @@ def test_activation_checkpointing_changes_nothing(reentrant):
         assert rows.shared_with == rows.layer.name
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # by dynamo's own look at a tensor
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("reentrant", [None, False, True])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_model_gives_the_same_rows(backend, reentrant, early):
+    """Oracle: the eager model's rows in float64, batches of two sizes; checkpointed as well, and compiled by a call
+    from before the hooks were there.
+    """
+    torch.manual_seed(0)
+    eager = Checkpointed().to(F64)
+    model = Checkpointed(reentrant).to(F64)
+    model.load_state_dict(eager.state_dict())
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend=backend)
+    batches = [run_data((size, 3, 6)) for size in (4, 4, 2)]
+    if early:
+        compiled(batches[0])
+    handed = []
+    with dgrad_only(model), LayerStream(select_layers(model), handed.append) as stream:
+        for x in batches:
+            with stream.batch():
+                stream.backward(compiled(x.clone().requires_grad_(reentrant is True)).sin().sum())
+    assert len(handed) == 18
+    for number, x in enumerate(batches):
+        reference = capture(eager, lambda net, x=x: net(x).sin().sum())
+        for rows in handed[6 * number : 6 * number + 6]:
+            torch.testing.assert_close(rows.inputs, reference[rows.layer.name].inputs)
+            torch.testing.assert_close(rows.grads, reference[rows.layer.name].grads)
+
+
 def test_reentrant_checkpointing_without_an_input_gradient_says_what_to_do():
     """Oracle: an error with the remedy."""
     model = Checkpointed(True).to(F64)

@@ -90,6 +90,18 @@ def test_eigendecompose_puts_the_blocks_back_together(blocks):
     assert torch.count_nonzero(q[wanted == 0]) == 0
 
 
+def test_eigendecompose_in_float32_agrees_with_float64():
+    """Oracle: the float64 decomposition: eigenvalues to float32 rounding of the largest, the matrix put together."""
+    x = torch.randn(60, 20, dtype=F64)
+    total = (x.T @ x).float()
+    single = eigendecompose(total, 60, name="x", dtype=torch.float32)
+    wanted = eigendecompose(total, 60, name="x")
+    assert single.values.dtype == single.vectors.dtype == torch.float32
+    torch.testing.assert_close(single.values.double(), wanted.values, rtol=0, atol=1e-5)
+    q = single.vectors.double()
+    torch.testing.assert_close(q @ torch.diag(single.values.double()) @ q.T, total.double() / 60, rtol=0, atol=1e-5)
+
+
 def test_negative_rounding_is_clipped_and_the_input_may_be_single():
     """Oracle: a rank-one float32 sum has one positive eigenvalue and no negative one."""
     x = torch.randn(1, 6)

@@ -351,7 +351,7 @@ def test_blocks_are_those_of_the_covariance(tmp_path):
     """Oracle: with c blocks a basis is block-diagonal, and equal to that of the diagonal blocks of the dense factor."""
     net, data = classifier(), points(12)
     factors = influence_of(net, data, blocks=2, fisher="exact").fit(data, tmp_path / "run", **QUIET)
-    right = factors["0"].right
+    right = factors["0"].right.dense()
     rows = torch.cat([data[0], torch.ones(12, 1, dtype=F64)], 1)
     covariance = rows.T @ rows / 12
     assert torch.count_nonzero(right[:3, 3:]) == torch.count_nonzero(right[3:, :3]) == 0

@@ -1,5 +1,7 @@
 """One pass over a batch: whose labels, whose draws, and what is refused."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from hesse.curvature.layers import select_layers
 from hesse.errors import ArgumentError, NumericalError
 from hesse.influence.examples import ArrayExamples, TokenExamples, as_examples
 from hesse.influence.objective import CausalLMLoss, ClassificationLoss
-from hesse.influence.passes import Pass, check_model
+from hesse.influence.passes import Pass, check_model, read_ahead
 from hesse.influence.sequences import Sequence
 from tests.influence._tiny import alone, classifier, dense_block, gpt2, loss_gradients, points, tokens
 
@@ -153,3 +155,41 @@ def test_examples_wrap_what_users_have():
     rows = tokens(2)
     left, right = as_examples(rows).batch([0, 1]), TokenExamples(sequences(2)).batch([0, 1])
     assert torch.equal(left["input_ids"], right["input_ids"])
+
+
+def test_items_are_made_one_ahead_by_another_thread():
+    """Oracle: the list itself, and which item was begun when one is handed over."""
+    made, threads, begun = [], set(), threading.Event()
+
+    def items():
+        for item in range(5):
+            made.append(item)
+            threads.add(threading.get_ident())
+            if item == 1:
+                begun.set()
+            yield item
+
+    reader = read_ahead(items())
+    assert next(reader) == 0
+    assert begun.wait(10)  # the second is made although only the first was asked for
+    assert [0, *reader] == made == [0, 1, 2, 3, 4]
+    assert threads.isdisjoint({threading.get_ident()})
+    assert len(threads) == 1
+    assert list(read_ahead([])) == []
+
+
+def test_a_fault_in_reading_arrives_where_its_item_would_have():
+    """Oracle: the items before it, then the error itself; and a reader that is left early leaves no thread behind."""
+
+    def faulty():
+        yield "first"
+        raise NumericalError("the second is broken")
+
+    reader = read_ahead(faulty())
+    assert next(reader) == "first"
+    with pytest.raises(NumericalError, match="second is broken"):
+        next(reader)
+    early = read_ahead(iter(range(100)))
+    next(early)
+    early.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("hesse-read-ahead")]

@@ -4,11 +4,12 @@ import os
 import signal
 import socket
 import time
+from contextlib import ExitStack
 
 import pytest
 
 from hesse.errors import RunLockedError, WriteError
-from hesse.io import LOCK_NAME, run_lock
+from hesse.io import LOCK_NAME, join_run_lock, run_lock
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -173,3 +174,35 @@ def test_a_read_only_folder(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(WriteError, match="writable"), run_lock(tmp_path):
         pytest.fail("wrote")
+
+
+def fails_together(folder, members):
+    with run_lock(folder, together=True):
+        members.enter_context(join_run_lock(folder))
+        raise ZeroDivisionError
+
+
+def enter(lock):
+    with lock:
+        return
+
+
+def test_a_lock_held_together(tmp_path):
+    """Oracle: the kernel's lock: strangers are kept out until the last of a job has gone, however the first ended."""
+    members = join_run_lock(tmp_path), join_run_lock(tmp_path)
+    with (
+        run_lock(tmp_path, together=True),
+        members[0],
+        members[1],
+        pytest.raises(RunLockedError, match=str(os.getpid())),
+    ):
+        enter(run_lock(tmp_path))
+    assert not (tmp_path / LOCK_NAME).exists()
+    with run_lock(tmp_path), pytest.raises(RunLockedError):
+        enter(join_run_lock(tmp_path))
+    with ExitStack() as members:
+        with pytest.raises(ZeroDivisionError):
+            fails_together(tmp_path, members)
+        with pytest.raises(RunLockedError):
+            enter(run_lock(tmp_path))
+    enter(run_lock(tmp_path))

@@ -1,6 +1,7 @@
 """What all commands share: data on stdout, talk on stderr, and text that cannot act on the terminal."""
 
 import json
+import os
 import re
 import sys
 from typing import TYPE_CHECKING, Any
@@ -42,14 +43,15 @@ def _glyph(match: re.Match[str]) -> str:
 
 
 def say(message: str) -> None:
-    """Write one line of talk to stderr.
+    """Write one line of talk to stderr; of several processes that a launcher started, each says which it is.
 
     Parameters
     ----------
     message : str
         Made harmless first.
     """
-    typer.echo(visible(message), err=True)
+    rank = os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else None
+    typer.echo(visible(message if rank is None else f"[rank {rank}] {message}"), err=True)
 
 
 def emit_json(value: dict[str, Any]) -> None:

@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hesse.influence import Query, Scores
+    from hesse.influence.distributed import Team
     from hesse.influence.run import RunFolder
     from hesse.influence.sequences import Row
+    from hesse.influence.solvers import Solver
     from hesse.web.asking import AskFunction
 
 __all__ = ["load_of", "question_scorer", "score_queries"]
@@ -61,6 +63,9 @@ def score_queries(
     tokenizer: Any,
     asked: "list[Query]",
     rows: "list[Row] | None" = None,
+    *,
+    team: "Team | None" = None,
+    solver: "Solver | None" = None,
     **settings: Any,
 ) -> "Scores":
     """Score rows, or the training texts of the run, against queries; texts and questions are kept in the run.
@@ -73,6 +78,10 @@ def score_queries(
         What to trace.
     rows : list of Row, optional
         Default: the training texts.
+    team : Team, optional
+        Processes that share the work. Default: this one alone.
+    solver : PCG, CG or LiSSA, optional
+        Solves each query. Default: the factors of the run answer.
     **settings
         Of `Influence.score`.
 
@@ -83,19 +92,21 @@ def score_queries(
     """
     from hesse.cli._model import build
     from hesse.influence.corpus import keep_corpus, open_corpus
+    from hesse.influence.distributed import ALONE
     from hesse.influence.query import tokenize_query
     from hesse.influence.sequences import fingerprint, tokenize_rows
 
     config, info = folder.manifest.config, folder.manifest.config["info"]
-    run, length = folder.path, info["max_length"]
+    run, length, team = folder.path, info["max_length"], ALONE if team is None else team
     questions = [tokenize_query(query, tokenizer, length) for query in asked]
     if rows is None:
         sequences = open_corpus(run, "train").sequences()
     else:
         sequences = tokenize_rows(rows, tokenizer, length)
-        keep_corpus(run, f"data-{fingerprint(sequences)[:12]}", sequences)
-    keep_corpus(run, f"queries-{fingerprint(questions)[:12]}", questions)
-    return build(network, config, info["modules"]).score(questions, sequences, run, **settings)
+        team.first(lambda: keep_corpus(run, f"data-{fingerprint(sequences)[:12]}", sequences))
+    team.first(lambda: keep_corpus(run, f"queries-{fingerprint(questions)[:12]}", questions))
+    chosen = config if solver is None else config | {"strategy": solver}
+    return build(network, chosen, info["modules"]).score(questions, sequences, run, team=team, **settings)
 
 
 def question_scorer(run: Path, *, trust_remote_code: bool) -> "AskFunction":

@@ -9,7 +9,7 @@ from hesse.cli._report import emit_json, say
 
 __all__ = ["fit"]
 
-Strategy = Literal["ekfac", "kfac", "diagonal", "identity"]
+Strategy = Literal["ekfac", "kfac", "shampoo", "diagonal", "identity"]
 Fisher = Literal["sampled", "empirical", "exact"]
 Positions = Literal["gradient", "attended"]
 Dtype = Literal["float32", "bfloat16", "float64"]
@@ -20,7 +20,7 @@ def fit(
     data: Annotated[
         str, typer.Option("--data", help="Training data: .jsonl, .txt, .parquet, or a data set's folder or id.")
     ],
-    run: Annotated[Path, typer.Option("--run", help="Folder of the run; made if missing.")],
+    run: Annotated[Path, typer.Option("--run", "--run-dir", help="Folder of the run; made if missing.")],
     modules: Annotated[str, typer.Option(help="mlp, attention, all-linear, or a regular expression.")] = "mlp",
     strategy: Annotated[Strategy, typer.Option(help="How curvature is approximated within a block.")] = "ekfac",
     fisher: Annotated[Fisher, typer.Option(help="Which labels the curvature is measured with.")] = "sampled",
@@ -49,48 +49,55 @@ def fit(
     """
     from hesse.cli._model import build, cut, load, local_or_id
     from hesse.influence.corpus import keep_corpus
+    from hesse.influence.distributed import join_team
     from hesse.influence.factors import parse_damping
     from hesse.influence.huggingface import tokenizer_hash
     from hesse.influence.run import open_folder
     from hesse.influence.sequences import read_rows
 
     parse_damping(damping)  # a typing mistake is worth knowing before a model is loaded
-    rows = read_rows(data)
-    info = {"model": local_or_id(model), "revision": revision, "dtype": dtype, "data": data, "modules": modules}
-    network, tokenizer = load(info, trust_remote_code=trust_remote_code)
-    sequences, length = cut(rows, network, tokenizer, max_length)
-    settings = {
-        "strategy": strategy, "fisher": fisher, "damping": damping, "positions": positions, "blocks": blocks,
-        "seed": seed,
-    }  # fmt: skip
-    influence = build(network, settings, modules)
-    factors = influence.fit(
-        sequences,
-        run,
-        max_sequences=max_sequences,
-        batch_tokens=batch_tokens,
-        overwrite=overwrite,
-        info=info | {"max_length": length, "rows": len(rows), "tokenizer": tokenizer_hash(tokenizer)},
-    )
-    keep_corpus(run, "train", sequences)
-    counts = open_folder(run).stage("fit").get("counts", {})
-    thin = [name for name, layer in influence.layers.items() if name in counts and counts[name]["A"] < layer.columns]
-    if thin:
-        say(
-            f"{len(thin):,} of {len(influence.layers):,} matrices have more inputs than there were token positions to "
-            "measure them on: what no position showed is left to the damping; more sequences would show it"
+    with join_team() as team:  # of one process, unless torchrun started it
+        rows = read_rows(data)
+        info = {"model": local_or_id(model), "revision": revision, "dtype": dtype, "data": data, "modules": modules}
+        network, tokenizer = load(info, trust_remote_code=trust_remote_code)
+        sequences, length = cut(rows, network, tokenizer, max_length)
+        settings = {
+            "strategy": strategy, "fisher": fisher, "damping": damping, "positions": positions, "blocks": blocks,
+            "seed": seed,
+        }  # fmt: skip
+        influence = build(network, settings, modules)
+        factors = influence.fit(
+            sequences,
+            run,
+            max_sequences=max_sequences,
+            batch_tokens=batch_tokens,
+            overwrite=overwrite,
+            team=team,
+            info=info | {"max_length": length, "rows": len(rows), "tokenizer": tokenizer_hash(tokenizer)},
         )
-    result = {
-        "run": str(run),
-        "model": info["model"],
-        "rows": len(rows),
-        "sequences": len(sequences),
-        "fitted_on": factors.num_sequences,
-        "layers": list(factors.layers),
-        "strategy": strategy,
-        "damping": damping,
-    }
-    if as_json:
-        emit_json(result)
-    else:
-        say(f"fitted {len(factors.layers):,} matrices on {factors.num_sequences:,} sequences: {run}")
+        team.first(lambda: keep_corpus(run, "train", sequences))
+        counts = open_folder(run).stage("fit").get("counts", {})
+        thin = [
+            name for name, layer in influence.layers.items() if name in counts and counts[name]["A"] < layer.columns
+        ]
+        if thin and team.is_first:
+            say(
+                f"{len(thin):,} of {len(influence.layers):,} matrices have more inputs than there were token positions "
+                "to measure them on: what no position showed is left to the damping; more sequences would show it"
+            )
+        result = {
+            "run": str(run),
+            "model": info["model"],
+            "rows": len(rows),
+            "sequences": len(sequences),
+            "fitted_on": factors.num_sequences,
+            "layers": list(factors.layers),
+            "strategy": strategy,
+            "damping": damping,
+        }
+        if not team.is_first:
+            return
+        if as_json:
+            emit_json(result)
+        else:
+            say(f"fitted {len(factors.layers):,} matrices on {factors.num_sequences:,} sequences: {run}")

@@ -18,13 +18,16 @@ from hesse.cli.compress.quantize import quantize
 from hesse.cli.curvature_report import report as curvature_report
 from hesse.cli.influence_export import export
 from hesse.cli.influence_fit import fit
+from hesse.cli.influence_index import ask, index_gradients
 from hesse.cli.influence_plan import plan_influence
 from hesse.cli.influence_report import report
 from hesse.cli.influence_score import score
 from hesse.cli.influence_select import select
 from hesse.cli.influence_self import self_influence
 from hesse.cli.influence_serve import serve
+from hesse.cli.influence_studies import STUDIES
 from hesse.cli.influence_top import top
+from hesse.cli.influence_validate import validate
 from hesse.cli.methods import methods
 from hesse.cli.rl_train import train
 from hesse.cli.verify import verify
@@ -72,12 +75,16 @@ for _name, _command in {
     "plan": plan_influence,
     "fit": fit,
     "score": score,
+    "index": index_gradients,
+    "ask": ask,
     "top": top,
     "report": report,
     "serve": serve,
     "self": self_influence,
     "select": select,
     "export": export,
+    "validate": validate,
+    **STUDIES,
 }.items():
     influence.command(_name)(_command)
 curvature = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="How curved is the loss of my model?")

@@ -29,6 +29,8 @@ from hesse.curvature.batch_spectrum import (
     wigner_spike,
 )
 from hesse.curvature.batches import BatchStream
+from hesse.curvature.block_basis import BlockBasis
+from hesse.curvature.block_factors import FactorBlocks
 from hesse.curvature.block_traces import BlockTraces, block_traces
 from hesse.curvature.capture import Captured, LayerStream, dgrad_only
 from hesse.curvature.diagnostics import CurvatureReport, LayerCurvature, RateLimit, curvature_report
@@ -66,6 +68,7 @@ from hesse.curvature.report_page import write_curvature_page
 from hesse.curvature.routed import RoutedLinear
 from hesse.curvature.scheduler import CurvatureScheduler, RateMeasurement, polyak_parameters
 from hesse.curvature.scratch import Scratch
+from hesse.curvature.shampoo import add_gradient_moments_
 from hesse.curvature.spectrum import eigenvalue_density, sampled_diagonal, sampled_trace, top_eigenpairs
 from hesse.curvature.spectrum_plot import plot_density
 from hesse.curvature.stability import (
@@ -100,6 +103,7 @@ __all__ = [
     "AlignmentReport",
     "BatchExtremes",
     "BatchStream",
+    "BlockBasis",
     "BlockTraces",
     "Captured",
     "CurvatureNoise",
@@ -109,6 +113,7 @@ __all__ = [
     "Damping",
     "DiagonalMethod",
     "DomainGeneralizer",
+    "FactorBlocks",
     "FactorEigen",
     "GradientWindow",
     "HessianAlignmentLoss",
@@ -141,6 +146,7 @@ __all__ = [
     "StabilityReport",
     "StableLearningRate",
     "TrackedLayer",
+    "add_gradient_moments_",
     "add_gram_",
     "alignment_report",
     "batch_extremal_eigenvalues",

@@ -6,6 +6,7 @@ and no ``.grad``.
 Shapes: B sequences, T positions, m inputs (bias not counted), p outputs.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -63,6 +64,7 @@ class Captured:
 
 
 Consumer = Callable[[Captured], None]
+ForwardHook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]
 Mask = Tensor | Callable[[str], Tensor | None] | None
 
 
@@ -107,7 +109,8 @@ class LayerStream:
     """Hooks on the layers; each hands its (inputs, output gradients) over as soon as the backward pass has them.
 
     Activation checkpointing is followed: a layer that runs again during the backward pass counts once. With
-    ``use_reentrant=True`` torch itself needs an input that requires a gradient.
+    ``use_reentrant=True`` torch itself needs an input that requires a gradient. A compiled model (``torch.compile``)
+    runs compiled between the tracked layers, whose hooks stay outside of its graphs.
 
     Parameters
     ----------
@@ -137,7 +140,7 @@ class LayerStream:
 
     def __enter__(self) -> "LayerStream":
         for layer in self.layers.values():
-            self._handles.append(layer.module.register_forward_hook(self._forward_hook(layer)))
+            self._handles.append(layer.module.register_forward_hook(_uncompiled(self._forward_hook(layer))))
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -218,7 +221,7 @@ class LayerStream:
             raise ArgumentError("LayerStream: call inside `with stream.batch():`")
         return self._batch
 
-    def _forward_hook(self, layer: TrackedLayer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
+    def _forward_hook(self, layer: TrackedLayer) -> ForwardHook:
         def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
             batch = self._batch
             if batch is None:
@@ -282,6 +285,15 @@ class LayerStream:
         for call in calls:
             call.grads = None
             batch.owners.pop(call.key, None)  # a tensor of a later recomputation may lie at the same address
+
+
+def _uncompiled(hook: ForwardHook) -> ForwardHook:
+    # the hooks note tensors and their addresses, which a graph cannot hold; nobody has compiled a model before dynamo
+    # is loaded, and loading it takes seconds
+    if "torch._dynamo" not in sys.modules:
+        return hook
+    outside: ForwardHook = torch.compiler.disable()(hook)
+    return outside
 
 
 def _mask_of(mask: Mask, layer: TrackedLayer) -> Tensor | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hesse.curvature.block_basis import Basis, left_times, right_times, rows_times
 from hesse.curvature.capture import Captured
 from hesse.curvature.scratch import Scratch
 from hesse.errors import ArgumentError
@@ -112,14 +113,14 @@ def sequence_gradients(rows: Captured) -> Tensor:
     return torch.cat([weight, rows.grads.sum(1)[..., None]], 2)
 
 
-def rotate(matrix: Tensor, left: Tensor, right: Tensor) -> Tensor:
+def rotate(matrix: Tensor, left: Basis, right: Basis) -> Tensor:
     """Q_Sᵀ V Q_A: into the eigenbasis.
 
     Parameters
     ----------
     matrix : Tensor, shape (..., p, m)
         V.
-    left, right : Tensor, shapes (p, p) and (m, m)
+    left, right : Tensor or BlockBasis, shapes (p, p) and (m, m)
         Q_S and Q_A.
 
     Returns
@@ -127,11 +128,11 @@ def rotate(matrix: Tensor, left: Tensor, right: Tensor) -> Tensor:
     Tensor, shape (..., p, m)
         In the dtype of all three.
     """
-    return left.T @ matrix @ right
+    return right_times(left_times(left, matrix, transposed=True), right)
 
 
 def rotate_back(
-    matrix: Tensor, left: Tensor, right: Tensor, *, out: Tensor | None = None, scratch: Scratch | None = None
+    matrix: Tensor, left: Basis, right: Basis, *, out: Tensor | None = None, scratch: Scratch | None = None
 ) -> Tensor:
     """Q_S V Q_Aᵀ: out of the eigenbasis.
 
@@ -139,7 +140,7 @@ def rotate_back(
     ----------
     matrix : Tensor, shape (..., p, m)
         V.
-    left, right : Tensor, shapes (p, p) and (m, m)
+    left, right : Tensor or BlockBasis, shapes (p, p) and (m, m)
         Q_S and Q_A.
     out : Tensor, shape (..., p, m), optional
         Room for the result.
@@ -152,17 +153,17 @@ def rotate_back(
         In the dtype of all three.
     """
     room = None if scratch is None else scratch.take("half rotated", tuple(matrix.shape), matrix)
-    return torch.matmul(left, torch.matmul(matrix, right.T, out=room), out=out)
+    return left_times(left, right_times(matrix, right, transposed=True, out=room), out=out)
 
 
-def rotated_gradients(rows: Captured, left: Tensor, right: Tensor, scratch: Scratch) -> Tensor:
+def rotated_gradients(rows: Captured, left: Basis, right: Basis, scratch: Scratch) -> Tensor:
     """Q_Sᵀ D_n Q_A for every sequence, the rows rotated first where that is cheaper.
 
     Parameters
     ----------
     rows : Captured
         Inputs and output gradients of one layer.
-    left, right : Tensor, shapes (p, p) and (m, m)
+    left, right : Tensor or BlockBasis, shapes (p, p) and (m, m)
         Q_S and Q_A, in the dtype of the products.
     scratch : Scratch
         Room for rotated rows and for the result, which is valid until the next call.
@@ -175,7 +176,7 @@ def rotated_gradients(rows: Captured, left: Tensor, right: Tensor, scratch: Scra
     if not _rows_first(rows, left, right):
         return rotate(sequence_gradients(rows).to(left.dtype), left, right)
     source = rows.grads.to(left.dtype)
-    grads = torch.matmul(source, left, out=scratch.take("rotated grads", source.shape, left))
+    grads = right_times(source, left, out=scratch.take("rotated grads", source.shape, left))
     room = scratch.take("rotated inputs", (*rows.inputs.shape[:2], right.shape[1]), right)
     inputs = rotate_rows(rows, right, out=room)
     room = scratch.take("rotated gradients", (len(grads), left.shape[1], right.shape[1]), left)
@@ -183,7 +184,7 @@ def rotated_gradients(rows: Captured, left: Tensor, right: Tensor, scratch: Scra
 
 
 def second_moment(
-    rows: Captured, left: Tensor, right: Tensor, out: Tensor, scratch: Scratch, rotated_inputs: Tensor | None = None
+    rows: Captured, left: Basis, right: Basis, out: Tensor, scratch: Scratch, rotated_inputs: Tensor | None = None
 ) -> Tensor | None:
     """Add Σ_n (Q_Sᵀ D_n Q_A)^{∘2} over the sequences of one batch to ``out``.
 
@@ -191,7 +192,7 @@ def second_moment(
     ----------
     rows : Captured
         Inputs and output gradients of one layer.
-    left, right : Tensor, shapes (p, p) and (m, m)
+    left, right : Tensor or BlockBasis, shapes (p, p) and (m, m)
         Q_S and Q_A, in the dtype of the products.
     out : Tensor, shape (p, m)
         Changed in place; accumulates in its own dtype.
@@ -206,7 +207,7 @@ def second_moment(
         ã Q_A for the next layer with the same input, if it was computed.
     """
     if rows.grads.shape[1] == 1:  # D_n has rank one: the squares of its entries are products of squares
-        grads = (rows.grads[:, 0].to(left.dtype) @ left).to(out.dtype)
+        grads = right_times(rows.grads[:, 0].to(left.dtype), left).to(out.dtype)
         rotated_inputs = rotate_rows(rows, right) if rotated_inputs is None else rotated_inputs
         out.addmm_(grads.square().T, rotated_inputs[:, 0].to(out.dtype).square())
         return rotated_inputs
@@ -214,7 +215,7 @@ def second_moment(
         out += rotate(sequence_gradients(rows).to(left.dtype), left, right).to(out.dtype).square().sum(0)
         return None
     source = rows.grads.to(left.dtype)
-    grads = torch.matmul(source, left, out=scratch.take("rotated grads", source.shape, left))
+    grads = right_times(source, left, out=scratch.take("rotated grads", source.shape, left))
     if rotated_inputs is None:
         room = scratch.take("rotated inputs", (*rows.inputs.shape[:2], right.shape[1]), right)
         rotated_inputs = rotate_rows(rows, right, out=room)
@@ -229,20 +230,20 @@ def second_moment(
     return rotated_inputs
 
 
-def _rows_first(rows: Captured, left: Tensor, right: Tensor) -> bool:
+def _rows_first(rows: Captured, left: Basis, right: Basis) -> bool:
     # 2T(m² + p²) flops a sequence for rotating rows, against 2pm(p + m) for rotating D
     positions, outputs, columns = rows.grads.shape[1], left.shape[0], right.shape[0]
     return positions * (columns**2 + outputs**2) < outputs * columns * (outputs + columns)
 
 
-def rotate_rows(rows: Captured, right: Tensor, out: Tensor | None = None) -> Tensor:
+def rotate_rows(rows: Captured, right: Basis, out: Tensor | None = None) -> Tensor:
     """ã Q_A for every position, without building ã.
 
     Parameters
     ----------
     rows : Captured
         Inputs of one layer.
-    right : Tensor, shape (m, m)
+    right : Tensor or BlockBasis, shape (m, m)
         Q_A, in the dtype of the products.
     out : Tensor, shape (B, T, m), optional
         Room for the result.
@@ -253,6 +254,4 @@ def rotate_rows(rows: Captured, right: Tensor, out: Tensor | None = None) -> Ten
         Positions outside the mask hold numbers too; their gradients are zero.
     """
     x = rows.inputs.to(right.dtype)
-    if not rows.layer.has_bias:
-        return torch.matmul(x, right, out=out)
-    return torch.matmul(x, right[:-1], out=out).add_(right[-1])  # rows outside the mask meet zero gradients
+    return rows_times(x, right, has_bias=rows.layer.has_bias, out=out)  # rows outside the mask meet zero gradients

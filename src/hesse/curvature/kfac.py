@@ -15,7 +15,16 @@ from torch import Tensor
 from hesse.curvature.capture import Captured
 from hesse.errors import ArgumentError, NumericalError
 
-__all__ = ["FactorEigen", "InputFactor", "OutputFactor", "add_gram_", "eigendecompose", "mirror_", "reduce_positions"]
+__all__ = [
+    "FactorEigen",
+    "InputFactor",
+    "OutputFactor",
+    "add_gram_",
+    "eigendecompose",
+    "kept_rows",
+    "mirror_",
+    "reduce_positions",
+]
 
 _LEAF = 256  # below this order a plain product beats the split: measured on 2 cores, 1024 to 4096 rows
 
@@ -49,11 +58,11 @@ class InputFactor:
 
     def add_(self, rows: Captured) -> None:
         """Add every position of one batch."""
-        x = _kept(rows.inputs, rows.mask).to(self.total.dtype)
+        x = kept_rows(rows.inputs, rows.mask)
         m = x.shape[1]
         add_gram_(self.total[:m, :m], x)
         if rows.layer.has_bias:
-            self.total[:m, m] += x.sum(0)
+            self.total[:m, m] += x.sum(0, dtype=self.total.dtype)
             self.total[m, m] += len(x)
         self.count += len(x)
 
@@ -88,7 +97,7 @@ class OutputFactor:
     def add_(self, rows: Captured, *, count: bool = True) -> None:
         """Add every position of one batch; ``count=False`` for a further draw of labels on the same positions."""
         d = rows.grads.flatten(0, 1)
-        add_gram_(self.total, d.to(self.total.dtype))  # positions outside the mask are zero rows
+        add_gram_(self.total, d)  # positions outside the mask are zero rows
         if count:
             self.count += d.shape[0] if rows.mask is None else int(rows.mask.sum())
 
@@ -122,8 +131,10 @@ def add_gram_(total: Tensor, rows: Tensor) -> None:
     total : Tensor, shape (n, n)
         Changed in place; below the diagonal only within small diagonal blocks. Complete it with `mirror_`.
     rows : Tensor, shape (K, n)
-        X, in the dtype of ``total``.
+        X. Multiplied in the dtype of ``total``: sums of bfloat16 products that are rounded to bfloat16 turn the
+        eigenvectors, and scores with them (correlation 0.991 in place of 0.9995 on a small language model).
     """
+    rows = rows.to(total.dtype)
     n = total.shape[0]
     if n <= _LEAF:
         total.addmm_(rows.T, rows)
@@ -151,6 +162,25 @@ def mirror_(total: Tensor) -> Tensor:
     return total.triu_().add_(upper.T)
 
 
+def kept_rows(rows: Tensor, mask: Tensor | None) -> Tensor:
+    """Join the positions of all sequences, without those outside the mask.
+
+    Parameters
+    ----------
+    rows : Tensor, shape (B, T, n)
+        Of one layer.
+    mask : Tensor of bool, shape (B, T), optional
+        Which positions count. Default: all.
+
+    Returns
+    -------
+    Tensor, shape (M, n)
+        A view where all count.
+    """
+    flat = rows.flatten(0, 1)
+    return flat if mask is None or bool(mask.all()) else flat[mask.flatten()]
+
+
 @dataclass(frozen=True, slots=True)
 class FactorEigen:
     """C = Q diag(values) Qᵀ, values ascending and clipped at zero."""
@@ -159,8 +189,10 @@ class FactorEigen:
     vectors: Tensor  # (n, n)
 
 
-def eigendecompose(total: Tensor, count: int, *, name: str, blocks: int = 1) -> FactorEigen:
-    """Eigendecompose C = total / count in float64.
+def eigendecompose(
+    total: Tensor, count: int, *, name: str, blocks: int = 1, dtype: torch.dtype = torch.float64
+) -> FactorEigen:
+    """Eigendecompose C = total / count.
 
     Parameters
     ----------
@@ -172,11 +204,13 @@ def eigendecompose(total: Tensor, count: int, *, name: str, blocks: int = 1) -> 
         Of the layer and factor, for messages.
     blocks : int, default 1
         Keep only this many diagonal blocks, so that Q is block-diagonal: the time falls by the square of that number.
+    dtype : dtype, default float64
+        To compute in. float32 takes half the time, and is enough for sums of bfloat16 rows.
 
     Returns
     -------
     FactorEigen
-        In float64; the caller stores it in the dtype of the run.
+        In ``dtype``; the caller stores it in that of the run.
 
     Raises
     ------
@@ -190,7 +224,7 @@ def eigendecompose(total: Tensor, count: int, *, name: str, blocks: int = 1) -> 
         raise ArgumentError(f"fit: {name} has seen no position that carries a gradient")
     if not 1 <= blocks <= n:
         raise ArgumentError(f"blocks: expected 1 to {n} for {name}, got {blocks}")
-    matrix = total.double() / count
+    matrix = total.to(dtype) / count
     if not bool(torch.isfinite(matrix).all()):
         raise NumericalError(f"fit: the covariance of {name} holds NaN or Inf")
     values, vectors = torch.zeros(n, dtype=matrix.dtype, device=matrix.device), torch.zeros_like(matrix)
@@ -207,7 +241,8 @@ def _eigh(matrix: Tensor, name: str) -> tuple[Tensor, Tensor]:
         return torch.linalg.eigh(matrix)
     except torch.linalg.LinAlgError:
         # repeated or tiny eigenvalues can defeat the divide-and-conquer solver; a jitter far below rounding of the
-        # input separates them
+        # input separates them, in float64 because float32 would round it away
+        matrix = matrix.double()
         jitter = 1e-12 * matrix.trace() / len(matrix)
         try:
             return torch.linalg.eigh(matrix + jitter * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device))
@@ -215,8 +250,3 @@ def _eigh(matrix: Tensor, name: str) -> tuple[Tensor, Tensor]:
             raise NumericalError(
                 f"fit: the eigensolver failed on {name}, with a jitter of 1e-12 of the mean eigenvalue as well"
             ) from error
-
-
-def _kept(rows: Tensor, mask: Tensor | None) -> Tensor:
-    flat = rows.flatten(0, 1)
-    return flat if mask is None or bool(mask.all()) else flat[mask.flatten()]

@@ -5,6 +5,8 @@ fresh memory.
 import torch
 from torch import Tensor
 
+from hesse.curvature.block_basis import Basis
+
 __all__ = ["Scratch"]
 
 
@@ -16,7 +18,7 @@ class Scratch:
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
 
-    def take(self, purpose: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    def take(self, purpose: str, shape: tuple[int, ...], like: Basis) -> Tensor:
         """Return uninitialised room of a shape, in the dtype and on the device of ``like``.
 
         Parameters
@@ -25,7 +27,7 @@ class Scratch:
             Requests of one purpose share memory, so the last one wins.
         shape : tuple of int
             What is needed.
-        like : Tensor
+        like : Tensor or BlockBasis
             Gives dtype and device.
 
         Returns

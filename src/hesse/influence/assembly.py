@@ -1,21 +1,25 @@
 """Joins what a scoring pass left in shards into the matrix of scores, rows and queries summed from their parts."""
 
 import json
+from collections.abc import Mapping
 from collections.abc import Sequence as Items
 
 import numpy as np
+import torch
 
+from hesse.influence.examples import Examples
 from hesse.influence.run import RunFolder
-from hesse.influence.scores import sum_rows
-from hesse.io import ArrayWriter, FileEntry, atomic_write_bytes, load_tensors
+from hesse.influence.scores import TOP_NAME, sum_rows
+from hesse.influence.top import TopRows, row_names
+from hesse.io import ArrayWriter, FileEntry, atomic_write_bytes, load_tensors, save_tensors
 
-__all__ = ["assemble", "sequence_values"]
+__all__ = ["assemble", "save_top", "sequence_values"]
 
 
 def assemble(
     run: RunFolder,
     folder: str,
-    index: dict[str, list[str]],
+    index: dict[str, Items[str]],
     refined: Items[tuple[int, np.ndarray, np.ndarray]],
     *,
     wide: bool,
@@ -65,13 +69,51 @@ def assemble(
     files[relative] = writer.entry
     if index["targets"]:
         files[f"{folder}/scores.npy"] = _sum_targets(run, folder, index, dtype)
-    # one line a key: a corpus of millions would make one JSON value too large to be read back safely
-    lines = "".join(json.dumps([key, name]) + "\n" for key, names in index.items() for name in names)
-    files[f"{folder}/index.jsonl"] = atomic_write_bytes(run.path / folder / "index.jsonl", lines.encode())
+    files[f"{folder}/index.jsonl"] = _write_index(run, folder, index)
     return files
 
 
-def _sum_targets(run: RunFolder, folder: str, index: dict[str, list[str]], dtype: type[np.floating]) -> FileEntry:
+def save_top(
+    run: RunFolder, folder: str, index: dict[str, Items[str]], best: TopRows, candidates: Examples
+) -> dict[str, FileEntry]:
+    """Write the best rows of every query, with the ids of those rows alone.
+
+    Parameters
+    ----------
+    run : RunFolder
+        The run.
+    folder : str
+        Path of this question's scores inside the run.
+    index : dict
+        Ids: queries, layers, targets.
+    best : TopRows
+        By the numbers of first sequences.
+    candidates : Examples
+        Knows the ids.
+
+    Returns
+    -------
+    dict[str, FileEntry]
+        The files written.
+    """
+    numbers = np.unique(best.numbers[best.numbers >= 0])
+    places = np.where(best.numbers < 0, -1, np.searchsorted(numbers, best.numbers))
+    tensors = {"values": torch.from_numpy(best.values), "places": torch.from_numpy(places)}
+    relative = f"{folder}/{TOP_NAME}"
+    rows = {"rows": row_names(candidates, numbers.tolist())}
+    return {
+        relative: save_tensors(run.path / relative, tensors),
+        f"{folder}/index.jsonl": _write_index(run, folder, index | rows),
+    }
+
+
+def _write_index(run: RunFolder, folder: str, index: Mapping[str, Items[str]]) -> FileEntry:
+    # one line a key: a corpus of millions would make one JSON value too large to be read back safely
+    lines = "".join(json.dumps([key, name]) + "\n" for key, names in index.items() for name in names)
+    return atomic_write_bytes(run.path / folder / "index.jsonl", lines.encode())
+
+
+def _sum_targets(run: RunFolder, folder: str, index: dict[str, Items[str]], dtype: type[np.floating]) -> FileEntry:
     # a query's targets stand together, so that one query after the other is read and written
     targets = np.load(run.path / folder / "targets.npy", mmap_mode="r")
     owners = [name.rpartition("@")[0] for name in index["targets"]]

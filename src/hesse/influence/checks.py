@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from hesse.curvature.layers import TrackedLayer
 from hesse.errors import ArgumentError, ArgumentTypeError
 from hesse.influence.examples import Examples, TokenExamples
+from hesse.influence.mapped import Extremes, MappedExamples
 from hesse.influence.objective import CausalLMLoss, Loss
+from hesse.influence.streams import StreamExamples
 
 __all__ = [
     "check_batching",
@@ -131,10 +133,14 @@ def check_tokens(model: nn.Module, examples: Examples, argument: str) -> None:
         Naming the first sequence with an unknown token, or with more tokens than the model has positions.
     """
     embeddings: Any = getattr(model, "get_input_embeddings", None)
-    if not isinstance(examples, TokenExamples) or embeddings is None:
+    if embeddings is None:
         return
     size = getattr(embeddings(), "num_embeddings", None)
     positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if isinstance(examples, (MappedExamples, StreamExamples)):
+        _check_extremes(examples.extremes(), size, positions, argument)
+    if not isinstance(examples, TokenExamples):
+        return
     for sequence in examples.sequences:
         low, high = int(sequence.input_ids.min()), int(sequence.input_ids.max())
         if size is not None and not 0 <= low <= high < size:
@@ -148,6 +154,20 @@ def check_tokens(model: nn.Module, examples: Examples, argument: str) -> None:
                 f"{argument}: sequence {sequence.id!r} has {len(sequence)} tokens, more than the model's {positions} "
                 "positions; cut it with tokenize_rows(..., max_length)"
             )
+
+
+def _check_extremes(seen: Extremes | None, size: int | None, positions: int | None, argument: str) -> None:
+    if seen is None:
+        return
+    if size is not None and not 0 <= seen.lowest <= seen.highest < size:
+        raise ArgumentError(
+            f"{argument}: it holds tokens {seen.lowest} to {seen.highest}, but the model knows 0 to {size - 1}; was it "
+            "cut by another model's tokenizer?"
+        )
+    if positions is not None and seen.longest > positions:
+        raise ArgumentError(
+            f"{argument}: it holds a sequence of {seen.longest} tokens, more than the model's {positions} positions"
+        )
 
 
 def check_supervised(queries: Examples, loss: Loss) -> None:

@@ -3,7 +3,8 @@
 import copy
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Sequence as Items
+from dataclasses import asdict, replace
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from hesse.curvature.ekfac import Absolute, Damping, Relative
 from hesse.curvature.layers import Picker, select_layers
 from hesse.errors import ArgumentError, ArtifactError, MemoryLimitError
+from hesse.influence.candidates import self_scores
 from hesse.influence.checks import (
     check_batching,
     check_dtype,
@@ -25,23 +27,40 @@ from hesse.influence.checks import (
     one_of,
 )
 from hesse.influence.contraction import check_rank
-from hesse.influence.examples import as_examples, split_targets
+from hesse.influence.distributed import ALONE, Team, is_sharded, whole_tensors
+from hesse.influence.examples import Examples, as_examples, split_targets
 from hesse.influence.experts import has_fused_experts
 from hesse.influence.factors import Factors, check_against, damping_text, load_factors
 from hesse.influence.fit import FitSettings, fit_factors
 from hesse.influence.identity import loss_identity
 from hesse.influence.objective import CausalLMLoss, Loss
 from hesse.influence.passes import Fisher, Measurement, Pass, check_model
+from hesse.influence.prefilter import (
+    Prefilter,
+    ProjectedIndex,
+    ProjectedScores,
+    build_projected,
+    choose_for_run,
+    open_projected,
+    sample_agreement,
+)
 from hesse.influence.question import Question, answer, num_refined
 from hesse.influence.run import RunFolder, forget_missing, open_folder, remove_unnamed, start_folder, writing_run
-from hesse.influence.score import ScoreSettings, check_memory, self_scores
+from hesse.influence.score import PrepareFunction, ScoreSettings, check_memory, prepare_queries
 from hesse.influence.scores import Scores, open_scores
+from hesse.influence.solvers.options import CG, PCG, FactorStrategy, LiSSA, Solver, solver_named
+from hesse.influence.solvers.solve import solve
+from hesse.influence.solvers.stored import StoredSolver, solved_self_scores, training_set
+from hesse.influence.solvers.system import DampedGaussNewton, damped_ggn
 from hesse.influence.text_losses import Seq2SeqLoss
 from hesse.io import config_hash, hash_tensors
 
 __all__ = ["Influence", "Strategy"]
 
-Strategy = Literal["ekfac", "kfac", "diagonal", "identity"]
+Strategy = FactorStrategy | Literal["pcg", "cg", "lissa"] | Solver
+
+_FACTORS = ("ekfac", "kfac", "shampoo", "diagonal", "identity")
+_SOLVERS = ("pcg", "cg", "lissa")
 
 
 class Influence:
@@ -64,8 +83,10 @@ class Influence:
     loss : Loss, default CausalLMLoss()
         The training objective, summed over tokens. A run is taken up again only with the same loss: the same class,
         code and attributes, or, where it has one, the same ``fingerprint`` (text, or a method that returns text).
-    strategy : {"ekfac", "kfac", "diagonal", "identity"}, default "ekfac"
-        "identity" is the gradient dot product: nats a unit of learning rate.
+    strategy : {"ekfac", "kfac", "shampoo", "diagonal", "identity"}, {"pcg", "cg", "lissa"}, PCG, CG or LiSSA
+        Default: "ekfac". "shampoo" measures eigenvalues in the basis of whole gradients' moments. "identity" is the
+        gradient dot product: nats a unit of learning rate. The others solve each query with products of the true
+        damped Gauss-Newton matrix; they fit the factors that they name, so that one run answers with and without them.
     fisher : {"sampled", "empirical", "exact"}, default "sampled"
         Labels of the factors: drawn from the model (unbiased for G), the data's (biased), or all of them (tests, small
         heads).
@@ -111,7 +132,11 @@ class Influence:
         of_kind("damping", damping, (Real, Relative, Absolute), "a number, Relative or Absolute")
         of_kind("blocks", blocks, Integral, "a whole number")
         of_kind("seed", seed, Integral, "a whole number")
-        one_of("strategy", strategy, ("ekfac", "kfac", "diagonal", "identity"))
+        solver = solver_named(strategy) if isinstance(strategy, str) and strategy in _SOLVERS else strategy
+        if isinstance(solver, str):
+            one_of("strategy", solver, (*_FACTORS, *_SOLVERS))
+        else:
+            of_kind("strategy", solver, (PCG, CG, LiSSA), "text, PCG, CG or LiSSA")
         one_of("fisher", fisher, ("sampled", "empirical", "exact"))
         one_of("positions", positions, ("gradient", "attended"))
         if blocks < 1:
@@ -128,7 +153,8 @@ class Influence:
         self.loss: Loss = CausalLMLoss() if loss is None else loss
         check_loss(self.loss, fisher)
         self.layers = select_layers(model, modules, allow_head=allow_head)
-        self.strategy: Strategy = strategy
+        self.solver: Solver | None = None if isinstance(solver, str) else solver
+        self.strategy: FactorStrategy = solver if isinstance(solver, str) else solver.factors
         self.fisher: Fisher = fisher
         self.damping: Damping = damping if isinstance(damping, (Relative, Absolute)) else Relative(float(damping))
         self.positions = positions
@@ -136,6 +162,7 @@ class Influence:
         self.seed = int(seed)
         self.dtype = next(model.parameters()).dtype
         check_dtype(self.dtype, self.layers)
+        self._train: Examples | None = None  # what was fitted on, which solvers multiply with
         self._stranger = secrets.token_hex(6)  # of a loss that has no fingerprint
         self._wide = torch.float64 if self.dtype == torch.float64 else torch.float32
 
@@ -153,6 +180,7 @@ class Influence:
         overwrite: bool = False,
         progress: bool | None = None,
         info: Mapping[str, Any] | None = None,
+        team: Team = ALONE,
     ) -> Factors:
         """Fit the factors on the training set and keep them in a run; the same call again resumes, or returns at once.
 
@@ -172,13 +200,16 @@ class Influence:
         unit_size : int, default 256
             Sequences between two possible checkpoints.
         checkpoint_seconds : float, default 30
-            Least time between two checkpoints.
+            From one checkpoint to the next, about; 0 is one after every unit.
         resume, overwrite : bool
             Take up a run that is there; delete one with other settings.
         progress : bool, optional
             Show bars on stderr. Default: if it is a terminal.
         info : mapping, optional
             Notes kept in the manifest; no part of the run's identity.
+        team : Team, default alone
+            The processes that share the work, from `join_team`; all make this call. Factors are those of one process up
+            to rounding, and any number of processes can take up what others began.
 
         Returns
         -------
@@ -197,16 +228,22 @@ class Influence:
         check_model(self.model)
         check_tokens(self.model, examples, "dataset")
         self._check_blocks()
-        order = list(range(len(examples)))
-        if max_sequences is not None and max_sequences < len(order):
-            picked = np.random.default_rng(self.seed).choice(len(order), max_sequences, replace=False)
-            order = sorted(int(i) for i in picked)
+        self._check_team(team)
+        order = self._fitted_on(len(examples), max_sequences)
+        self._train = examples
         config = self._config() | {"num_sequences": len(examples), "fitted_on": len(order), "info": dict(info or {})}
         parents = {"model": self.model_hash(), "data": examples.fingerprint()}
         folder = Path(run_dir)
-        with writing_run(folder):
-            run = start_folder(folder, config, parents, resume=resume, overwrite=overwrite)
-            settings = FitSettings(order, self._wide, batch_tokens, batch_size, unit_size, checkpoint_seconds, progress)
+        cutting = {"batch_tokens": batch_tokens, "batch_size": batch_size, "unit_size": unit_size}
+        team.agree(config | parents | cutting)
+        with writing_run(folder, team):
+            manifest = team.first(
+                lambda: start_folder(folder, config, parents, resume=resume, overwrite=overwrite).manifest
+            )
+            run = RunFolder(folder, manifest, team)
+            settings = FitSettings(
+                order, self._wide, batch_tokens, batch_size, unit_size, checkpoint_seconds, _shown(progress, team)
+            )
             fit_factors(run, self._pass(), examples, self.strategy, self.fisher, self.blocks, settings)
             return load_factors(folder, run.manifest, device=self._device)
 
@@ -229,8 +266,11 @@ class Influence:
         unit_size: int = 256,
         checkpoint_seconds: float = 30.0,
         query_memory: int = 8 << 30,
+        top_k: int | None = None,
+        prefilter: Prefilter | None = None,
         progress: bool | None = None,
         info: Mapping[str, Any] | None = None,
+        team: Team = ALONE,
     ) -> Scores:
         """Score sequences against queries with the factors of a run; the same call again resumes, or returns at once.
 
@@ -263,6 +303,16 @@ class Influence:
             As there.
         query_memory : int, default 8 GiB
             Refuse, before any work, queries that would take more.
+        top_k : int, optional
+            Keep this many proponents and as many opponents of each query in place of all scores: O(top_k) memory and
+            disk a query, however many rows there are. They are those of the whole matrix; of a row that was cut into
+            several sequences all are refined, or none. Default: keep all scores.
+        prefilter : Prefilter, optional
+            Score only sequences that share tokens with a query, and a random slice, from which `estimate_missed` tells
+            what was left out. N stays that of the training set. A score is that of the whole run bit for bit where
+            sequences are not batched together (``batch_size=1``), else up to rounding. Default: score all.
+        team : Team, default alone
+            As of `fit`. The scores are those of one process.
 
         Returns
         -------
@@ -285,6 +335,9 @@ class Influence:
         one_of("units", units, ("nats", "raw"))
         if refine_topk is not None and refine_topk < 0:
             raise ArgumentError(f"refine_topk: expected >= 0, got {refine_topk}")
+        if top_k is not None:
+            _check_top(top_k, per_layer or per_token or per_query_token)
+        of_kind("prefilter", prefilter, (Prefilter, type(None)), "a Prefilter or None")
         if measurement is not None and not measurement_name:
             raise ArgumentError(
                 "measurement_name: name the measurement, so that its scores can be told from others in the run"
@@ -300,12 +353,11 @@ class Influence:
         if measurement is None:
             check_supervised(asked, self.loss)
         targets = split_targets(asked) if per_query_token else None
+        self._check_team(team)
         folder = Path(run_dir)
         open_folder(folder)  # no lock, and so no folder, where there is no run
-        with writing_run(folder):
-            run = open_folder(folder)
-            remove_unnamed(run)
-            forget_missing(run, factors=False)
+        with writing_run(folder, team):
+            run = RunFolder(folder, team.first(lambda: _taken_up(folder).manifest), team)
             self._check_same_model(run)
             factors = load_factors(folder, run.manifest, device=self._device)
             check_against(self.layers, factors, str(folder))
@@ -318,7 +370,14 @@ class Influence:
                 "per_token": per_token,
                 "measurement": measurement_name,
                 "units": units,
-            } | ({"per_query_token": True} if per_query_token else {})
+            }
+            # settings that came later leave the names of older scores as they are
+            description |= ({"per_query_token": True} if per_query_token else {}) | ({"top_k": top_k} if top_k else {})
+            team.agree(description | {"unit_size": unit_size, "batch_tokens": batch_tokens, "batch_size": batch_size})
+            if prefilter is not None:
+                description["prefilter"] = asdict(prefilter)
+            if self.solver is not None:
+                description["solver"] = {"name": type(self.solver).__name__, **asdict(self.solver)}
             where = f"scores/{config_hash(description)[:16]}"
             state = run.stage(f"score:{where}")
             if not state.get("done"):
@@ -331,22 +390,132 @@ class Influence:
                     unit_size,
                     checkpoint_seconds,
                     query_memory,
-                    progress,
+                    _shown(progress, team),
                 )
                 run_pass = self._pass()
                 if refine_topk:
                     _check_refining(run_pass, settings, self._wide)
                 total = 1 if units == "raw" else int(run.manifest.config["num_sequences"])
-                question = Question(where, asked, candidates, total, refine_topk, settings, measurement, targets)
                 fresh = {"sequences": 0, "parts": [], "prepared": False, "done": False, "info": dict(info or {})}
+                state = state or description | fresh
+                chosen: Examples = candidates
+                if prefilter is not None:
+                    shown = _shown(progress, team)
+                    chosen, state = choose_for_run(run, where, state, asked, candidates, prefilter, show_progress=shown)
+                question = Question(where, asked, chosen, total, refine_topk, settings, measurement, targets, top_k)
+                prepare_fn: PrepareFunction = prepare_queries
+                if self.solver is not None:
+                    exact_pass = self._exact_pass()
+                    system = self._system(run, exact_pass, factors, candidates)
+                    prepare_fn = StoredSolver(run, where, state, system, self.solver, exact_pass)
                 answer(
-                    run, question, state or description | fresh, run_pass, factors, self._exact_pass, dtype=self.dtype
+                    run,
+                    question,
+                    state,
+                    run_pass,
+                    factors,
+                    self._exact_pass,
+                    dtype=self.dtype,
+                    prepare_fn=prepare_fn,
                 )
             run.commit({"score": {"latest": where}})
             return open_scores(run, where)
 
+    def index(
+        self,
+        dataset: Any,
+        run_dir: Path | str,
+        *,
+        k_in: int = 16,
+        k_out: int = 16,
+        dtype: Literal["float16", "bfloat16", "float32", "float64"] = "float16",
+        batch_tokens: int = 4096,
+        part_size: int = 1024,
+        overwrite: bool = False,
+        progress: bool | None = None,
+    ) -> ProjectedIndex:
+        """Keep the projected gradients of a corpus in the run, for `ask`; the same call again resumes.
+
+        Parameters
+        ----------
+        dataset : Examples, or anything `as_examples` takes
+            N sequences.
+        run_dir : path
+            A finished fit.
+        k_in, k_out, dtype, part_size, overwrite : see `build_projected`
+            As there.
+        batch_tokens, progress : see `fit`
+            As there.
+
+        Returns
+        -------
+        ProjectedIndex
+            In the folder "projected" of the run.
+        """
+        examples = as_examples(dataset)
+        check_model(self.model)
+        check_tokens(self.model, examples, "dataset")
+        run = open_folder(run_dir)
+        self._check_same_model(run)
+        factors = load_factors(run.path, run.manifest, device=self._device)
+        return build_projected(
+            self._pass(), factors, examples, run.path / "projected", k_in=k_in, k_out=k_out, dtype=dtype,
+            batch_tokens=batch_tokens, part_size=part_size,
+            overwrite=overwrite, show_progress=progress,
+        )  # fmt: skip
+
+    def ask(self, queries: Any, run_dir: Path | str, *, check: Any = None, sample: int = 200) -> ProjectedScores:
+        """Score the corpus of `index` against queries: a backward pass a query, and one product with what is stored.
+
+        Parameters
+        ----------
+        queries : Examples, or anything `as_examples` takes
+            Labels on the completion only.
+        run_dir : path
+            A run with an index.
+        check : Examples, or anything `as_examples` takes, optional
+            The indexed corpus: a sample of it is then scored at full rank, and the correlation reported.
+        sample : int, default 200
+            Rows of ``check``.
+
+        Returns
+        -------
+        ProjectedScores
+            In nats, up to what the projection leaves out.
+
+        Raises
+        ------
+        ArgumentError
+            If ``check`` is not what was indexed.
+        ArtifactError
+            If there is no index, or it is of another model.
+        """
+        asked = as_examples(queries, argument="queries")
+        check_model(self.model)
+        check_tokens(self.model, asked, "queries")
+        check_supervised(asked, self.loss)
+        run = open_folder(run_dir)
+        self._check_same_model(run)
+        stored = open_projected(run.path / "projected", model=self.model_hash())
+        factors = load_factors(run.path, run.manifest, device=self._device)
+        total = int(run.manifest.config["num_sequences"])
+        found = stored.score(self._pass(), factors, asked, total)
+        if check is None:
+            return found
+        corpus = as_examples(check, argument="check")
+        if corpus.fingerprint() != stored.manifest.parents["scored"]:
+            raise ArgumentError(f"check: it is not the corpus that was indexed in {stored.path}")
+        agreement = sample_agreement(self._exact_pass(), factors, asked, corpus, found, total, sample=sample)
+        return replace(found, agreement=agreement)
+
     def self_influence(
-        self, dataset: Any, run_dir: Path | str, *, batch_tokens: int = 4096, progress: bool | None = None
+        self,
+        dataset: Any,
+        run_dir: Path | str,
+        *,
+        batch_tokens: int = 4096,
+        progress: bool | None = None,
+        team: Team = ALONE,
     ) -> Tensor:
         """(1/N) ∇Lᵀ (G + λI)⁻¹ ∇L of every sequence: by how much its own loss falls with one more copy, in nats.
 
@@ -360,24 +529,33 @@ class Influence:
             Padded tokens a batch.
         progress : bool, optional
             Show a bar.
+        team : Team, default alone
+            As of `fit`.
 
         Returns
         -------
         Tensor, shape (N,)
-            float64, positive.
+            float64, positive; on every process.
         """
         examples = as_examples(dataset)
         check_batching(batch_tokens, None, 1)
         check_model(self.model)
         check_tokens(self.model, examples, "dataset")
+        self._check_team(team)
         run = open_folder(run_dir)
         self._check_same_model(run)
         factors = load_factors(run.path, run.manifest, device=self._device)
-        settings = ScoreSettings(batch_tokens=batch_tokens, show_progress=progress)
-        return self_scores(self._pass(), factors, examples, settings) / int(run.manifest.config["num_sequences"])
+        total = int(run.manifest.config["num_sequences"])
+        if self.solver is not None:
+            exact_pass = self._exact_pass()
+            system = self._system(run, exact_pass, factors, examples)
+            return solved_self_scores(system, self.solver, exact_pass, examples, show_progress=progress) / total
+        settings = ScoreSettings(batch_tokens=batch_tokens, show_progress=_shown(progress, team))
+        with team.watching():
+            return self_scores(self._pass(), factors, examples, settings, team) / total
 
     def ihvp(self, grads: Mapping[str, Tensor], factors: Factors) -> dict[str, Tensor]:
-        """(G + λI)⁻¹ applied to gradients named like the model's parameters.
+        """(G + λI)⁻¹ applied to gradients named like the model's parameters, by the factors or by the solver.
 
         Parameters
         ----------
@@ -390,10 +568,26 @@ class Influence:
         -------
         dict[str, Tensor]
             The same names and shapes, tracked layers only.
+
+        Raises
+        ------
+        ArgumentError
+            If a solver needs the training set, and `fit` was not called on this object.
         """
+        matrices = {name: layer.matrix_from_grads(grads) for name, layer in self.layers.items()}
+        if self.solver is None:
+            inverse = {name: factors.precondition(name, matrix) for name, matrix in matrices.items()}
+        else:
+            if self._train is None:
+                raise ArgumentError("ihvp: a solver multiplies with the training set; call fit on this object first")
+            exact_pass = self._exact_pass()
+            order = self._fitted_on(len(self._train), factors.num_sequences)
+            system = damped_ggn(exact_pass.model, self._train, factors, loss=self.loss, numbers=order)
+            stacks = {name: matrix[None].to(self._wide) for name, matrix in matrices.items()}
+            inverse = {name: stack[0] for name, stack in solve(system, stacks, self.solver).matrices.items()}
         out: dict[str, Tensor] = {}
         for name, layer in self.layers.items():
-            out |= layer.grads_from_matrix(factors.precondition(name, layer.matrix_from_grads(grads)))
+            out |= layer.grads_from_matrix(inverse[name])
         return out
 
     def model_hash(self) -> str:
@@ -404,8 +598,7 @@ class Influence:
         str
             Hexadecimal.
         """
-        tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-        return hash_tensors({name: tensor.detach() for name, tensor in tensors.items()})
+        return hash_tensors(whole_tensors(self.model))
 
     def _pass(self) -> Pass:
         return Pass(self.model, self.loss, self.layers, self.seed, self.positions == "attended")
@@ -414,9 +607,23 @@ class Influence:
         # the same in float32, if the model is in less
         if self.dtype in (torch.float32, torch.float64):
             return self._pass()
+        if is_sharded(self.model):
+            raise ArgumentError("refine_topk: a model in shards cannot be copied to float32; pass refine_topk=0")
         model = copy.deepcopy(self.model).float()
         layers = select_layers(model, lambda name, _module: name in self.layers, allow_head=True)
         return replace(self._pass(), model=model, layers=layers)
+
+    def _fitted_on(self, total: int, most: int | None) -> Items[int]:
+        # the sequences whose curvature is measured: a function of the seed and the two numbers alone
+        if most is None or most >= total:
+            return range(total)
+        picked = np.random.default_rng(self.seed).choice(total, most, replace=False)
+        return sorted(int(i) for i in picked)
+
+    def _system(self, run: RunFolder, run_pass: Pass, factors: Factors, candidates: Examples) -> DampedGaussNewton:
+        train = training_set(run, [candidates, *([] if self._train is None else [self._train])])
+        order = self._fitted_on(len(train), factors.num_sequences)
+        return damped_ggn(run_pass.model, train, factors, loss=self.loss, numbers=order)
 
     def _config(self) -> dict[str, Any]:
         return {
@@ -447,9 +654,21 @@ class Influence:
                 "same ones, or fit again"
             )
 
+    def _check_team(self, team: Team) -> None:
+        if team.size == 1 and is_sharded(self.model):
+            raise ArgumentError(
+                "team: the model's parameters are in shards (fully_shard), so its processes must run it together; pass "
+                "team= from hesse.influence.join_team() on each of them"
+            )
+        if team.size > 1 and self.solver is not None:
+            raise ArgumentError(
+                f"team: {type(self.solver).__name__} solves in one process; leave out team=, or use one of the "
+                f"strategies {', '.join(_FACTORS)}"
+            )
+
     def _check_blocks(self) -> None:
         for name, layer in self.layers.items():
-            if self.strategy in ("ekfac", "kfac") and self.blocks > min(layer.out_features, layer.columns):
+            if self.strategy in ("ekfac", "kfac", "shampoo") and self.blocks > min(layer.out_features, layer.columns):
                 raise ArgumentError(
                     f"blocks: expected 1 to {min(layer.out_features, layer.columns)} for layer {name!r}, got "
                     f"{self.blocks}"
@@ -466,3 +685,23 @@ def _check_refining(run_pass: Pass, settings: ScoreSettings, dtype: torch.dtype)
         check_memory(run_pass, 1, replace(settings, rank=None), dtype, argument="refine_topk")
     except MemoryLimitError as error:
         raise MemoryLimitError(f"{error}, or leave out the second stage with refine_topk=0") from error
+
+
+def _check_top(top_k: int, terms: bool) -> None:
+    of_kind("top_k", top_k, Integral, "a whole number or None")
+    if top_k < 1:
+        raise ArgumentError(f"top_k: expected >= 1 or None for all scores, got {top_k}")
+    if terms:
+        raise ArgumentError("top_k: shares of tokens and layers are kept with all scores only; leave one of them out")
+
+
+def _taken_up(folder: Path) -> RunFolder:
+    # a finished fit, without what a killed process left
+    run = open_folder(folder)
+    remove_unnamed(run)
+    forget_missing(run, factors=False)
+    return run
+
+
+def _shown(progress: bool | None, team: Team) -> bool | None:
+    return progress if team.is_first else False

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hesse.errors import ArgumentError, ArgumentTypeError, ShapeError
+from hesse.influence.mapped import MappedExamples
 from hesse.influence.rows import IGNORED, integers, read_rows
 from hesse.influence.sequences import Sequence, collate, fingerprint
 from hesse.io import hash_bytes, hash_tensors, open_array
@@ -24,6 +25,8 @@ __all__ = [
     "Examples",
     "TokenExamples",
     "as_examples",
+    "as_sequence",
+    "check_sequence",
     "plan_batches",
     "plan_units",
     "refuse_duplicates",
@@ -35,17 +38,17 @@ class Examples(Protocol):
     """What the engine needs of a data set; write your own for inputs that are neither tokens nor arrays."""
 
     @property
-    def ids(self) -> list[str]:
+    def ids(self) -> Items[str]:
         """One id a sequence."""
         ...
 
     @property
-    def rows(self) -> list[str]:
+    def rows(self) -> Items[str]:
         """The id of the row each sequence was cut from."""
         ...
 
     @property
-    def lengths(self) -> list[int]:
+    def lengths(self) -> Items[int]:
         """Tokens a sequence, 1 without a time axis."""
         ...
 
@@ -77,13 +80,7 @@ class TokenExamples:
             raise ArgumentError(f"side: expected 'left' or 'right', got {self.side!r}")
         refuse_duplicates(self.ids, self.argument)
         for sequence in self.sequences:
-            if len(sequence.input_ids) == 0:
-                raise ArgumentError(f"{self.argument}: sequence {sequence.id!r} is empty")
-            if len(sequence.input_ids) != len(sequence.labels):
-                raise ShapeError(
-                    f"{self.argument}: sequence {sequence.id!r} has {len(sequence.input_ids)} tokens but "
-                    f"{len(sequence.labels)} labels"
-                )
+            check_sequence(sequence, self.argument)
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -234,12 +231,14 @@ def as_examples(dataset: Any, *, pad_id: int = 0, argument: str = "dataset") -> 
         examples: Examples = dataset
     elif isinstance(dataset, tuple) and len(dataset) == 2 and all(isinstance(part, Tensor) for part in dataset):
         examples = ArrayExamples(dataset[0], dataset[1], [str(i) for i in range(len(dataset[0]))], argument)
+    elif isinstance(dataset, np.memmap) and dataset.ndim == 2 and argument == "dataset":
+        examples = MappedExamples(dataset, argument)  # queries are few, and may be cut into their tokens
     elif isinstance(dataset, (str, Path)):
         examples = as_examples(_open(Path(dataset), argument), pad_id=pad_id, argument=argument)
     else:
         items = list(_iterable(dataset, argument))
         examples = TokenExamples(
-            [_sequence(item, i, argument) for i, item in enumerate(items)], pad_id, argument=argument
+            [as_sequence(item, i, argument) for i, item in enumerate(items)], pad_id, argument=argument
         )
     if len(examples) == 0:
         raise ArgumentError(f"{argument}: it holds no sequence")
@@ -385,7 +384,28 @@ def _iterable(dataset: Any, argument: str) -> Iterable[Any]:
     return dataset
 
 
-def _sequence(item: Any, number: int, argument: str) -> Sequence:
+def as_sequence(item: Any, number: int, argument: str) -> Sequence:
+    """Read one item of a data set.
+
+    Parameters
+    ----------
+    item : Sequence, mapping with ``input_ids``, or token ids
+        As `as_examples` takes it.
+    number : int
+        Its place, which is its id if it has none.
+    argument : str
+        What an error calls the data.
+
+    Returns
+    -------
+    Sequence
+        Its lengths not yet compared.
+
+    Raises
+    ------
+    ArgumentTypeError
+        If it is none of these.
+    """
     if isinstance(item, Sequence):
         return item
     if isinstance(item, Mapping) and "input_ids" in item:
@@ -396,6 +416,32 @@ def _sequence(item: Any, number: int, argument: str) -> Sequence:
         f"{argument}: expected Sequence objects, mappings with input_ids, arrays of token ids, or a pair of tensors; "
         f"got items of type {type(item).__name__}"
     )
+
+
+def check_sequence(sequence: Sequence, argument: str) -> None:
+    """Refuse a sequence without tokens, or with other than one label a token.
+
+    Parameters
+    ----------
+    sequence : Sequence
+        As read.
+    argument : str
+        What an error calls the data.
+
+    Raises
+    ------
+    ArgumentError
+        If it is empty.
+    ShapeError
+        If the lengths differ.
+    """
+    if len(sequence.input_ids) == 0:
+        raise ArgumentError(f"{argument}: sequence {sequence.id!r} is empty")
+    if len(sequence.input_ids) != len(sequence.labels):
+        raise ShapeError(
+            f"{argument}: sequence {sequence.id!r} has {len(sequence.input_ids)} tokens but {len(sequence.labels)} "
+            "labels"
+        )
 
 
 def _from_mapping(item: Mapping[str, Any], number: int, argument: str) -> Sequence:

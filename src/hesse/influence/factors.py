@@ -5,13 +5,14 @@ Shapes: p outputs, m columns (bias counted), V any stack of gradient matrices (.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hesse.curvature.block_basis import Basis, BlockBasis
 from hesse.curvature.capture import Captured
 from hesse.curvature.ekfac import (
     Absolute,
@@ -29,7 +30,16 @@ from hesse.io import Manifest, load_tensors
 from hesse.linalg.eigh import EighKronecker
 from hesse.linalg.operator import LinearOperator
 
-__all__ = ["Factors", "LayerFactors", "check_against", "damping_text", "load_factors", "parse_damping"]
+__all__ = [
+    "Factors",
+    "LayerFactors",
+    "basis_of",
+    "basis_tensors",
+    "check_against",
+    "damping_text",
+    "load_factors",
+    "parse_damping",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +49,8 @@ class LayerFactors:
     With no table either (strategy "identity") the inverse is the identity: the gradient dot product.
     """
 
-    left: Tensor | None  # (p, p)
-    right: Tensor | None  # (m, m)
+    left: Basis | None  # (p, p)
+    right: Basis | None  # (m, m)
     table: Tensor | None  # (p, m)
     damping: float
 
@@ -75,7 +85,7 @@ class LayerFactors:
         return rotate_back(rotate(matrix, self.left, self.right) / damped, self.left, self.right)
 
     @property
-    def bases(self) -> tuple[Tensor, Tensor] | None:
+    def bases(self) -> tuple[Basis, Basis] | None:
         """Q_S and Q_A, or None where the basis is that of the weights."""
         return None if self.left is None or self.right is None else (self.left, self.right)
 
@@ -134,8 +144,9 @@ class LayerFactors:
         LayerFactors
             With the same damping.
         """
-        moved = [t if t is None else t.to(dtype=dtype, device=device) for t in (self.left, self.right, self.table)]
-        return LayerFactors(moved[0], moved[1], moved[2], self.damping)
+        left, right = (q if q is None else q.to(dtype=dtype, device=device) for q in (self.left, self.right))
+        table = None if self.table is None else self.table.to(dtype=dtype, device=device)
+        return LayerFactors(left, right, table, self.damping)
 
 
 @dataclass(frozen=True)
@@ -146,6 +157,7 @@ class Factors:
     num_sequences: int
     mean_tokens: float
     config: Mapping[str, Any]
+    parents: Mapping[str, str] = field(default_factory=dict)  # hashes of the model and of its data
 
     def __repr__(self) -> str:
         strategy = self.config.get("strategy", "?")
@@ -236,8 +248,88 @@ class Factors:
         if damped is None:
             raise ArgumentError("factors: the identity strategy has no operator")
         eye = [torch.eye(n, dtype=damped.dtype, device=damped.device) for n in damped.shape]
-        left, right = eye[0] if layer.left is None else layer.left, eye[1] if layer.right is None else layer.right
-        return EighKronecker([left, right], damped)
+        bases = [eye[i] if q is None else _whole(q) for i, q in enumerate((layer.left, layer.right))]
+        return EighKronecker(bases, damped)
+
+    def save_pretrained(
+        self,
+        folder: Path | str,
+        *,
+        model: str | None = None,
+        revision: str | None = None,
+        data: str | None = None,
+        max_shard_bytes: int = 5 << 30,
+        overwrite: bool = False,
+    ) -> Path:
+        """Write the factors as a folder to hand on, with a card: config.json, safetensors, README.md; no pickle.
+
+        Parameters
+        ----------
+        folder : path
+            Made if missing.
+        model, revision, data : str, optional
+            Names for the card. The hashes of the weights and of the data are kept in any case.
+        max_shard_bytes : int, default 5 GiB
+            Split into files of at most this size.
+        overwrite : bool, default False
+            Replace factors that are there.
+
+        Returns
+        -------
+        Path
+            The folder.
+
+        Raises
+        ------
+        ArgumentError
+            If the folder holds something else, or factors.
+        WriteError
+            If the disk refuses.
+        """
+        from hesse.influence.pretrained import save_pretrained
+
+        return save_pretrained(
+            self,
+            folder,
+            model=model,
+            revision=revision,
+            data=data,
+            max_shard_bytes=max_shard_bytes,
+            overwrite=overwrite,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: Path | str, *, revision: str | None = None, device: torch.device | str = "cpu"
+    ) -> "Factors":
+        """Read what `save_pretrained` wrote, every file checked; ``parents["model"]`` says for which weights it holds.
+
+        Parameters
+        ----------
+        name_or_path : path or str
+            The folder, or the id of one on the Hugging Face hub. A folder that exists is never looked up.
+        revision : str, optional
+            Branch, tag or commit on the hub. Default: its main branch.
+        device : device, default "cpu"
+            Where the tensors go.
+
+        Returns
+        -------
+        Factors
+            As they were.
+
+        Raises
+        ------
+        ArgumentError
+            If there is no such folder, or it cannot be fetched.
+        ArtifactError
+            If it is damaged, or not the factors of hesse.
+        MissingDependencyError
+            For a hub id, if huggingface_hub is not installed.
+        """
+        from hesse.influence.pretrained import load_pretrained
+
+        return load_pretrained(name_or_path, revision=revision, device=device)
 
 
 def check_against(layers: Mapping[str, TrackedLayer], factors: Factors, run: str) -> None:
@@ -295,18 +387,17 @@ def load_factors(folder: Path, manifest: Manifest, *, device: torch.device | str
         raise ArgumentError(f"score: the fit in {folder} has not finished; run fit again, it resumes")
     damping = parse_damping(manifest.config["damping"])
     layers: dict[str, LayerFactors] = {}
-    loaded: dict[str, Tensor] = {}
+    loaded: dict[str, dict[str, Tensor]] = {}
 
-    def read(relative: str, key: str) -> Tensor:
-        path = f"{relative}:{key}"
-        if path not in loaded:
-            loaded[path] = load_tensors(folder / relative, manifest.files[relative], device=str(device))[key]
-        return loaded[path]
+    def read(relative: str) -> dict[str, Tensor]:
+        if relative not in loaded:  # layers with one input share its basis
+            loaded[relative] = load_tensors(folder / relative, manifest.files[relative], device=str(device))
+        return loaded[relative]
 
     for name, entry in state["layers"].items():
-        left = read(entry["left"], "vectors") if entry.get("left") else None
-        right = read(entry["right"], "vectors") if entry.get("right") else None
-        table = read(entry["table"], "table") if entry.get("table") else None
+        left = basis_of(read(entry["left"])) if entry.get("left") else None
+        right = basis_of(read(entry["right"])) if entry.get("right") else None
+        table = read(entry["table"])["table"] if entry.get("table") else None
         value = 0.0 if table is None else float(damping.of(table))
         if name in state.get("unreached", []):
             value = math.inf  # an expert that no training sequence reached: it takes no part in any score
@@ -317,7 +408,48 @@ def load_factors(folder: Path, manifest: Manifest, *, device: torch.device | str
                 "zero, so its block cannot "
                 "be inverted; use damping=Absolute(...) or leave the layer out with modules="
             )
-    return Factors(layers, int(state["num_sequences"]), float(state["mean_tokens"]), manifest.config)
+    return Factors(layers, int(state["num_sequences"]), float(state["mean_tokens"]), manifest.config, manifest.parents)
+
+
+def basis_tensors(basis: Basis) -> dict[str, Tensor]:
+    """Name the tensors of a basis as its file does.
+
+    Parameters
+    ----------
+    basis : Tensor or BlockBasis
+        As fitted.
+
+    Returns
+    -------
+    dict of str to Tensor
+        "vectors", or one of each block.
+    """
+    if isinstance(basis, Tensor):
+        return {"vectors": basis}
+    return {f"vectors.{i}": block for i, block in enumerate(basis.blocks)}
+
+
+def basis_of(tensors: Mapping[str, Tensor]) -> Basis:
+    """Read back what `basis_tensors` named.
+
+    Parameters
+    ----------
+    tensors : mapping of str to Tensor
+        Others may be among them.
+
+    Returns
+    -------
+    Tensor or BlockBasis
+        The basis.
+    """
+    if "vectors" in tensors:
+        return tensors["vectors"]
+    count = sum(name.startswith("vectors.") for name in tensors)
+    return BlockBasis(tuple(tensors[f"vectors.{i}"] for i in range(count)))
+
+
+def _whole(basis: Basis) -> Tensor:
+    return basis if isinstance(basis, Tensor) else basis.dense()
 
 
 def damping_text(damping: Damping) -> str:

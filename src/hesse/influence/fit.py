@@ -2,27 +2,31 @@
 
 Sums are flushed to a new generation of files every few units, then the manifest is replaced; a restart goes on after
 the last flushed unit and reaches bit-identical files, because batches and their order are a function of the data alone.
+
+Of several processes each sums over its share of the units; at a flush the sums meet in their owners. What is on disk
+does not say how many there were, so that any number can go on from it, to the same factors up to rounding.
 """
 
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hesse._progress import progress
-from hesse.curvature.capture import BLOCK_ENTRIES, Captured
-from hesse.curvature.ekfac import second_moment, sequence_gradients
-from hesse.curvature.kfac import InputFactor, OutputFactor, eigendecompose, mirror_
-from hesse.curvature.layers import TrackedLayer
+from hesse.curvature.block_basis import Basis, block_slices
+from hesse.curvature.block_factors import FactorBlocks
 from hesse.curvature.routed import RoutedLinear
-from hesse.curvature.scratch import Scratch
-from hesse.errors import ArgumentError
+from hesse.influence.distributed import deal_spans, in_step, is_sharded, owners
 from hesse.influence.examples import Examples, plan_batches, plan_units
-from hesse.influence.passes import Pass
+from hesse.influence.factors import basis_of, basis_tensors
+from hesse.influence.passes import Pass, read_ahead
 from hesse.influence.run import RunFolder
+from hesse.influence.streams import window
+from hesse.influence.sums import CovarianceSums, EigenvalueSums, check_shared
 from hesse.io import FileEntry, load_tensors, save_tensors
 
 __all__ = ["FitSettings", "file_name", "fit_factors"]
@@ -34,7 +38,7 @@ _COVARIANCE, _EIGENVALUES = 0, 1  # stages draw different labels
 class FitSettings:
     """How the passes are cut up; none of it changes a result beyond rounding."""
 
-    order: list[int]
+    order: Items[int]
     factor_dtype: torch.dtype
     batch_tokens: int = 4096
     batch_size: int | None = None
@@ -67,13 +71,13 @@ def fit_factors(
     Parameters
     ----------
     run : RunFolder
-        Where state lives.
+        Where state lives; its team shares the work.
     run_pass : Pass
         The model with its loss and layers.
     examples : Examples
         The training set.
     strategy : str
-        "ekfac", "kfac", "diagonal" or "identity".
+        "ekfac", "kfac", "shampoo", "diagonal" or "identity".
     fisher : str
         "sampled", "empirical" or "exact".
     blocks : int
@@ -85,7 +89,7 @@ def fit_factors(
     if state.get("done"):
         return
     if "stage" not in state:
-        first = {"ekfac": "covariance", "kfac": "covariance", "diagonal": "eigenvalues", "identity": "finish"}[strategy]
+        first = {"diagonal": "eigenvalues", "identity": "finish"}.get(strategy, "covariance")
         state = {"stage": first, "sequences": 0}
     job = _Fit(run, run_pass, examples, strategy, fisher, blocks, settings, state)
     if job.state["stage"] == "covariance":
@@ -95,60 +99,6 @@ def fit_factors(
     if job.state["stage"] == "eigenvalues":
         job.eigenvalues()
     job.finish()
-
-
-@dataclass(slots=True)
-class _Covariance:
-    """Sums of one generation: an input factor for every distinct input, an output factor for every layer."""
-
-    layers: Mapping[str, TrackedLayer]
-    dtype: torch.dtype
-    inputs: dict[str, InputFactor] = field(default_factory=dict)
-    outputs: dict[str, OutputFactor] = field(default_factory=dict)
-    shared: dict[str, str] = field(default_factory=dict)
-    count_rows: bool = True  # false for further columns of the exact Fisher: same positions again
-
-    def consume(self, rows: Captured) -> None:
-        name = rows.layer.name
-        leader = self.shared.setdefault(name, rows.shared_with)
-        if leader != rows.shared_with:
-            raise ArgumentError(
-                f"modules: {name!r} and {leader!r} read the same input in one batch but not in another; track only "
-                "one of them a run"
-            )
-        device = rows.grads.device
-        if name not in self.outputs:
-            self.outputs[name] = OutputFactor.zeros(rows.layer.out_features, dtype=self.dtype, device=device)
-            if leader == name:
-                self.inputs[name] = InputFactor.zeros(rows.layer.columns, dtype=self.dtype, device=device)
-        if leader == name and self.count_rows:
-            self.inputs[name].add_(rows)
-        self.outputs[name].add_(rows, count=self.count_rows)
-
-
-@dataclass(slots=True)
-class _Eigenvalues:
-    """Running Σ (Q_Sᵀ D Q_A)²; rotated inputs are kept for the next layer that has the same input."""
-
-    bases: Mapping[str, tuple[Tensor, Tensor] | None]
-    dtype: torch.dtype
-    tables: dict[str, Tensor] = field(default_factory=dict)
-    last: tuple[str, Tensor] | None = None
-    scratch: Scratch = field(default_factory=Scratch)
-
-    def consume(self, rows: Captured) -> None:
-        name = rows.layer.name
-        if name not in self.tables:
-            shape = (rows.layer.out_features, rows.layer.columns)
-            self.tables[name] = torch.zeros(shape, dtype=self.dtype, device=rows.grads.device)
-        basis = self.bases[name]
-        if basis is None:
-            for block in rows.blocks(BLOCK_ENTRIES):
-                self.tables[name] += sequence_gradients(block).to(self.dtype).square_().sum(0)
-            return
-        known = self.last[1] if self.last is not None and self.last[0] == rows.shared_with else None
-        rotated = second_moment(rows, *basis, self.tables[name], self.scratch, known)
-        self.last = None if rotated is None else (rows.shared_with, rotated)
 
 
 @dataclass(slots=True)
@@ -163,36 +113,44 @@ class _Fit:
     state: dict[str, Any]
 
     def covariance(self) -> None:
-        sums = _Covariance(self.run_pass.layers, self.settings.factor_dtype)
-        counts = self.state.get("counts", {})
+        shampoo = self.strategy == "shampoo"
+        sums = CovarianceSums(
+            self.run_pass.layers, self.settings.factor_dtype, self._device, 1 if shampoo else self.blocks, shampoo
+        )
         sums.shared = dict(self.state.get("shared", {}))
-        for name in counts:
-            if sums.shared[name] == name:
-                sums.inputs[name] = InputFactor(self._resume(self._cov(name, "A")), counts[name]["A"])
-            sums.outputs[name] = OutputFactor(self._resume(self._cov(name, "S")), counts[name]["S"])
+        team, owner = self.run.team, self._owners()
+        if self.state.get("counts"):
+            for name, which in sums.names():
+                if owner[name, which] == team.rank:
+                    totals = self._totals(self._cov(name, which))
+                    # in memory of their own: rounding in a product may depend on how its output is aligned
+                    totals = [total.clone() for total in totals]
+                    sums.factors[name, which] = FactorBlocks(totals, self.state["counts"][name][which])
 
         def save(done: int) -> None:
-            folder = f"cov-{done}"
-            files = {
-                f"{folder}/{file_name(n)}.A.safetensors": self._save(
-                    f"{folder}/{file_name(n)}.A.safetensors", total=f.total
-                )
-                for n, f in sums.inputs.items()
-            }
-            files |= {
-                f"{folder}/{file_name(n)}.S.safetensors": self._save(
-                    f"{folder}/{file_name(n)}.S.safetensors", total=f.total
-                )
-                for n, f in sums.outputs.items()
-            }
-            counts = {n: {"A": sums.inputs[sums.shared[n]].count, "S": f.count} for n, f in sums.outputs.items()}
+            sums.shared = self._agreed(sums.shared)
+            keys = list(sums.names())
+            counts = team.gather([sums.factor(*key).count for key in keys])
+            files: dict[str, FileEntry] = {}
+            for (name, which), *parts in zip(keys, *counts, strict=True):
+                factor, mine = sums.factor(name, which), owner[name, which] == team.rank
+                for total in factor.totals:
+                    team.add_up_(total, owner[name, which], triangle=True)
+                factor.count = sum(parts) if mine else 0
+                if mine:
+                    relative = f"cov-{done}/{file_name(name)}.{which}.safetensors"
+                    files[relative] = self._save(relative, **_total_names(factor.totals))
+            found = {key: sum(parts) for key, *parts in zip(keys, *counts, strict=True)}
+            by_layer = {n: {"A": found[sums.shared[n], "A"], "S": found[n, "S"]} for n in sums.shared}
             self._commit(
-                {"stage": "covariance", "sequences": done, "counts": counts, "shared": dict(sums.shared)}, files, "cov-"
+                {"stage": "covariance", "sequences": done, "counts": by_layer, "shared": dict(sums.shared)},
+                files,
+                "cov-",
             )
 
         with self.run_pass.open(sums.consume):
-            for batch, names in self._batches("covariance", save):
-                sums.count_rows = True
+            for batch, names, counts in self._batches("covariance", save):
+                sums.count_rows, sums.muted = True, not counts
                 if self.fisher == "exact":
                     for _column in self.run_pass.exact(batch, names):
                         sums.count_rows = False
@@ -203,49 +161,64 @@ class _Fit:
         self._commit({"stage": "eigen"}, {}, None)
 
     def eigen(self) -> None:
-        counts, shared = self.state["counts"], self.state["shared"]
-        wanted = [(name, "S") for name in shared] + [(name, "A") for name in shared if shared[name] == name]
-        sizes = {pair: self._order(*pair) for pair in wanted}
-        wanted.sort(key=lambda pair: -sizes[pair])  # largest first
+        counts, shared, team = self.state["counts"], self.state["shared"], self.run.team
+        owner = self._owners()  # largest first
+        wanted = [key for key in owner if key[1] == "S" or shared[key[0]] == key[0]]
         fresh: dict[str, FileEntry] = {}
         last = time.monotonic()
         with progress(
             "eigendecompositions", len(wanted), unit="factors", enabled=self.settings.show_progress
         ) as advance:
-            for name, which in wanted:
-                relative = f"eig/{file_name(name)}.{which}.safetensors"
-                if relative not in self.run.manifest.files:
-                    total = mirror_(self._load(self._cov(name, which), "total"))
-                    # of an expert that the router never chose any basis will do
-                    count = counts[name][which] or int(self._is_expert(name))
-                    eigen = eigendecompose(total, count, name=f"{name} ({which})", blocks=self.blocks)
-                    dtype = self.settings.factor_dtype
-                    fresh[relative] = self._save(
-                        relative, values=eigen.values.to(dtype), vectors=eigen.vectors.to(dtype)
-                    )
-                    if time.monotonic() - last >= self.settings.checkpoint_seconds:
-                        self.run.commit({"fit": self.state}, fresh)
-                        fresh, last = {}, time.monotonic()
-                advance(1)
-        next_stage = "eigenvalues" if self.strategy == "ekfac" else "finish"
+            for first in range(0, len(wanted), team.size):
+                # a factor a rank, of like sizes
+                for name, which in wanted[first + team.rank : first + team.rank + 1]:
+                    fresh |= self._eigendecomposed(name, which, counts[name][which])
+                advance(min(team.size, len(wanted) - first))
+                if team.first(lambda last=last: time.monotonic() - last >= self.settings.checkpoint_seconds):
+                    self.run.commit({"fit": self.state}, fresh)
+                    fresh, last = {}, time.monotonic()
+        next_stage = "finish" if self.strategy == "kfac" else "eigenvalues"
         self._commit({"stage": next_stage, "sequences": 0}, fresh, "cov-")
 
+    def _eigendecomposed(self, name: str, which: str, count: int) -> dict[str, FileEntry]:
+        # the file of one basis, unless an earlier process has written it
+        relative = f"eig/{file_name(name)}.{which}.safetensors"
+        if relative in self.run.manifest.files:
+            return {}
+        totals = self._totals(self._cov(name, which))
+        if len(totals) != self.blocks:  # Shampoo's, of which the blocks are cut only now
+            totals = [totals[0][place, place] for place in block_slices(len(totals[0]), self.blocks)]
+        # of an expert that the router never chose any basis will do
+        rows = count or int(self._is_expert(name))
+        values, vectors = FactorBlocks(totals).eigendecompose(
+            rows, name=f"{name} ({which})", dtype=torch.float32 if self._is_half else torch.float64
+        )
+        dtype = self.settings.factor_dtype
+        return {relative: self._save(relative, values=values.to(dtype), **basis_tensors(vectors.to(dtype)))}
+
     def eigenvalues(self) -> None:
-        sums = _Eigenvalues(self._bases(), self.settings.factor_dtype)
+        team, layers = self.run.team, self.run_pass.layers
+        sums = EigenvalueSums(layers, self._bases(), self.settings.factor_dtype, self._device)
+        owner = owners({name: layer.out_features * layer.columns for name, layer in layers.items()}, team)
         if self.state["sequences"]:
-            for name in self.run_pass.layers:
-                sums.tables[name] = self._resume(f"lam-{self.state['sequences']}/{file_name(name)}.safetensors")
+            for name in layers:
+                if owner[name] == team.rank:
+                    relative = f"lam-{self.state['sequences']}/{file_name(name)}.safetensors"
+                    sums.tables[name] = self._load(relative)["total"].clone()
 
         def save(done: int) -> None:
-            files = {}
-            for name, table in sums.tables.items():
-                relative = f"lam-{done}/{file_name(name)}.safetensors"
-                files[relative] = self._save(relative, total=table)
+            files: dict[str, FileEntry] = {}
+            for name in layers:
+                table = sums.table(name)
+                team.add_up_(table, owner[name])
+                if owner[name] == team.rank:
+                    relative = f"lam-{done}/{file_name(name)}.safetensors"
+                    files[relative] = self._save(relative, total=table)
             self._commit({"sequences": done}, files, "lam-")
 
         with self.run_pass.open(sums.consume):
-            for batch, names in self._batches("eigenvalues", save):
-                sums.last = None
+            for batch, names, counts in self._batches("eigenvalues", save):
+                sums.last, sums.muted = None, not counts
                 if self.fisher == "exact":
                     for _column in self.run_pass.exact(batch, names):
                         pass
@@ -257,36 +230,38 @@ class _Fit:
 
     def finish(self) -> None:
         """Write the final tables and the list of files that make up each layer's factors."""
-        num = len(self.settings.order)
+        num, team = len(self.settings.order), self.run.team
         shared = self.state.get("shared", {})
         counts = self.state.get("counts", {})
         mean_tokens = max((c["S"] for c in counts.values()), default=0) / num
         layers: dict[str, dict[str, str]] = {}
         files: dict[str, FileEntry] = {}
         unreached: list[str] = []
-        for name in self.run_pass.layers:
+        for number, name in enumerate(self.run_pass.layers):
             entry: dict[str, str] = {}
-            if self.strategy in ("ekfac", "kfac"):
+            if self.strategy in ("ekfac", "kfac", "shampoo"):
                 entry |= {
                     "left": f"eig/{file_name(name)}.S.safetensors",
                     "right": f"eig/{file_name(shared[name])}.A.safetensors",
                 }
+            layers[name] = entry
+            if self.strategy == "identity":
+                continue
+            entry["table"] = f"lam/{file_name(name)}.safetensors"
+            if number % team.size != team.rank:
+                continue
             if self.strategy == "kfac":
                 # T̄: the factors are means over tokens, the objective sums over them
                 per_sequence = counts[name]["S"] / num
                 table = per_sequence * torch.outer(
-                    self._load(entry["left"], "values"), self._load(entry["right"], "values")
+                    self._load(entry["left"])["values"], self._load(entry["right"])["values"]
                 )
-            elif self.strategy in ("ekfac", "diagonal"):
-                table = self._load(f"lam-{num}/{file_name(name)}.safetensors", "total") / num
             else:
-                layers[name] = entry
-                continue
+                table = self._load(f"lam-{num}/{file_name(name)}.safetensors")["total"] / num
             if self._is_expert(name) and not bool(table.any()):
                 unreached.append(name)
-            entry["table"] = f"lam/{file_name(name)}.safetensors"
             files[entry["table"]] = self._save(entry["table"], table=table)
-            layers[name] = entry
+        unreached = [name for part in team.gather(unreached) for name in part]
         done = {
             "done": True,
             "stage": "done",
@@ -300,40 +275,67 @@ class _Fit:
         self.state = done
         self.run.commit({"fit": done}, files, [f for f in self.run.manifest.files if f.startswith(("cov-", "lam-"))])
 
-    def _batches(self, title: str, save: Any) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
-        # from where the stage stopped, flushing between units; the last flush covers everything
-        order, settings = self.settings.order, self.settings
-        names, lengths = self.examples.ids, self.examples.lengths
-        lengths = [lengths[i] for i in order]
-        start, total = int(self.state["sequences"]), len(order)
-        last = time.monotonic()
-        device = next(self.run_pass.model.parameters()).device
+    def _batches(self, title: str, save: Callable[[int], None]) -> Iterator[tuple[dict[str, Tensor], list[str], bool]]:
+        # from where the stage stopped, flushing between units; the last flush covers everything. Of a model in shards
+        # also batches that do not count: what one rank runs, all must run
+        settings, team = self.settings, self.run.team
+        start, total = int(self.state["sequences"]), len(settings.order)
+        units = plan_units(total, settings.unit_size, start)
         with progress(title, total, unit="sequences", enabled=settings.show_progress) as advance:
             advance(start)
-            for unit in plan_units(total, settings.unit_size, start):
-                for places in plan_batches(lengths, unit, settings.batch_tokens, settings.batch_size):
-                    indices = [order[place] for place in places]
-                    batch = {key: value.to(device) for key, value in self.examples.batch(indices).items()}
-                    yield batch, [names[i] for i in indices]
-                    advance(len(indices))
-                if unit.stop == total or time.monotonic() - last >= settings.checkpoint_seconds:
-                    save(unit.stop)
-                    last = time.monotonic()
+            for share in deal_spans(units, team, settings.checkpoint_seconds):
+                for (batch, names), counts in self._steps(share.units):
+                    yield {key: value.to(self._device) for key, value in batch.items()}, names, counts
+                    advance(len(names) * counts)
+                share.finish()
+                save(share.stop)
+                advance(share.stop - start - sum(map(len, share.units)))
+                start = share.stop
 
-    def _bases(self) -> dict[str, tuple[Tensor, Tensor] | None]:
+    def _steps(self, units: Items[range]) -> Iterator[tuple[tuple[dict[str, Tensor], list[str]], bool]]:
+        steps = read_ahead(step for unit in units for step in self._of_unit(unit))
+        if not is_sharded(self.run_pass.model):
+            return ((step, True) for step in steps)
+        spare = next(self._of_unit(range(1)))
+        return in_step(steps, spare, self.run.team)
+
+    def _of_unit(self, unit: range) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
+        settings = self.settings
+        view = window(self.examples, settings.order[unit.start : unit.stop])
+        for places in plan_batches(view.lengths, range(len(unit)), settings.batch_tokens, settings.batch_size):
+            yield view.batch(places), [view.ids[i] for i in places]
+
+    def _agreed(self, shared: dict[str, str]) -> dict[str, str]:
+        # which layers read one input, as all ranks saw it; one that had nothing to do saw none
+        agreed = {}
+        for part in self.run.team.gather(shared):
+            for name, leader in part.items():
+                check_shared(name, agreed.setdefault(name, leader), leader)
+        return agreed
+
+    def _owners(self) -> dict[tuple[str, str], int]:
+        # the rank of every factor, largest first; those that are not there, because an input is shared, do no harm
+        orders = {(name, which): self._order(name, which) for name in self.run_pass.layers for which in ("A", "S")}
+        return owners({key: order**3 for key, order in orders.items()}, self.run.team)
+
+    def _bases(self) -> dict[str, tuple[Basis, Basis] | None]:
         if self.strategy == "diagonal":
             return dict.fromkeys(self.run_pass.layers)
         shared = self.state["shared"]
         right = {
-            name: self._load(f"eig/{file_name(name)}.A.safetensors", "vectors")
+            name: basis_of(self._load(f"eig/{file_name(name)}.A.safetensors"))
             for name in shared
             if shared[name] == name
         }
-        left = {name: self._load(f"eig/{file_name(name)}.S.safetensors", "vectors") for name in shared}
-        if next(self.run_pass.model.parameters()).dtype == torch.bfloat16:
+        left = {name: basis_of(self._load(f"eig/{file_name(name)}.S.safetensors")) for name in shared}
+        if self._is_half:
             # the rows carry 8 bits, so bases of 8 bits add noise of the size there is; Λ is still summed in float32
-            left, right = ({name: basis.bfloat16() for name, basis in side.items()} for side in (left, right))
+            left, right = ({name: basis.to(torch.bfloat16) for name, basis in side.items()} for side in (left, right))
         return {name: (left[name], right[shared[name]]) for name in shared}
+
+    @property
+    def _is_half(self) -> bool:
+        return next(self.run_pass.model.parameters()).dtype == torch.bfloat16
 
     def _is_expert(self, name: str) -> bool:
         return isinstance(self.run_pass.layers[name].module, RoutedLinear)
@@ -345,13 +347,16 @@ class _Fit:
     def _cov(self, name: str, which: str) -> str:
         return f"cov-{self.state['sequences']}/{file_name(name)}.{which}.safetensors"
 
-    def _load(self, relative: str, key: str) -> Tensor:
-        device = next(self.run_pass.model.parameters()).device
-        return load_tensors(self.run.path / relative, self.run.entry(relative), device=str(device))[key]
+    def _load(self, relative: str) -> dict[str, Tensor]:
+        return load_tensors(self.run.path / relative, self.run.entry(relative), device=str(self._device))
 
-    def _resume(self, relative: str) -> Tensor:
-        # in memory of its own: rounding in a matrix product may depend on how its output is aligned
-        return self._load(relative, "total").clone()
+    def _totals(self, relative: str) -> list[Tensor]:
+        tensors = self._load(relative)
+        return [tensors[name] for name in _total_names(list(tensors.values()))]
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.run_pass.model.parameters()).device
 
     def _save(self, relative: str, **tensors: Tensor) -> FileEntry:
         return save_tensors(self.run.path / relative, {key: t.contiguous() for key, t in tensors.items()})
@@ -360,3 +365,10 @@ class _Fit:
         self.state = self.state | change
         old = [f for f in self.run.manifest.files if drop_prefix is not None and f.startswith(drop_prefix)]
         self.run.commit({"fit": self.state}, files, old)
+
+
+def _total_names(totals: Items[Tensor]) -> dict[str, Tensor]:
+    # how the sums of a factor are called in its file
+    if len(totals) == 1:
+        return {"total": totals[0]}
+    return {f"total.{i}": total for i, total in enumerate(totals)}

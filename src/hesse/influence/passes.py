@@ -5,11 +5,12 @@ restarts, the number of processes and the company of other sequences never chang
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Items
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +21,9 @@ from hesse.curvature.layers import TrackedLayer
 from hesse.errors import ArgumentError, NumericalError
 from hesse.influence.objective import Batch, Loss, LossOutput, Masks, check_is_likelihood
 
-__all__ = ["Fisher", "Measurement", "Pass", "check_model"]
+__all__ = ["Fisher", "Measurement", "Pass", "check_model", "read_ahead"]
+
+T = TypeVar("T")
 
 Fisher = Literal["sampled", "empirical", "exact"]
 Measurement = Callable[[nn.Module, Batch], Tensor]
@@ -207,6 +210,31 @@ def check_model(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if module.training:
             raise ArgumentError(f"model: {name or type(model).__name__!r} is in train() mode; call model.eval() first")
+
+
+def read_ahead(items: Iterable[T]) -> Iterator[T]:
+    """Hand items on in order while a thread makes the next one, so that reading a batch costs the model no time.
+
+    Parameters
+    ----------
+    items : iterable
+        Only one thread takes from it, but not the calling one. Its exceptions arrive where the item would have.
+
+    Yields
+    ------
+    object
+        Every item; one more is held at a time.
+    """
+    source, end = iter(items), _End()
+    with ThreadPoolExecutor(1, thread_name_prefix="hesse-read-ahead") as pool:
+        pending = pool.submit(next, source, end)
+        while not isinstance(item := pending.result(), _End):
+            pending = pool.submit(next, source, end)
+            yield item
+
+
+class _End:
+    """What follows the last item."""
 
 
 def _padding(attended: Masks) -> Masks:

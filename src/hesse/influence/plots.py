@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from hesse.influence.factors import Factors
     from hesse.influence.scores import Scores
 
-__all__ = ["plot_layers", "plot_pair", "plot_scores", "plot_spectra"]
+__all__ = ["axes_or_new", "draw_cells", "plot_layers", "plot_pair", "plot_scores", "plot_spectra"]
 
-_BLUE, _ORANGE = "#2166ac", "#d05c0c"
+BLUE, ORANGE = "#2166ac", "#d05c0c"
 
 
 def plot_scores(scores: "Scores", query: int | str = 0, *, ax: "Axes | None" = None) -> "Axes":
@@ -43,8 +43,8 @@ def plot_scores(scores: "Scores", query: int | str = 0, *, ax: "Axes | None" = N
         Without the extra ``plot``.
     """
     values = scores.ranked_by(query)
-    axes = _axes(ax)
-    for sign, colour, label in ((1, _BLUE, "proponents"), (-1, _ORANGE, "opponents")):
+    axes = axes_or_new(ax)
+    for sign, colour, label in ((1, BLUE, "proponents"), (-1, ORANGE, "opponents")):
         chosen = np.sort(sign * values[sign * values > 0])[::-1]
         if len(chosen):
             axes.loglog(np.arange(1, len(chosen) + 1), chosen, color=colour, label=f"{len(chosen):,} {label}")
@@ -88,8 +88,8 @@ def plot_layers(
     kept = [part for part in terms if part is not None]
     if not kept:
         raise ArgumentError("plot_layers: there are no terms of layers; score with per_layer=True")
-    axes = _axes(ax)
-    _cells(axes, np.stack(kept))
+    axes = axes_or_new(ax)
+    draw_cells(axes, np.stack(kept))
     axes.set(xlabel="weight matrix, first layer left", yticks=range(len(ranked)), yticklabels=[r.id for r in ranked])
     return axes
 
@@ -123,8 +123,8 @@ def plot_pair(scores: "Scores", query: int | str, sequence_id: str, *, ax: "Axes
     pairs, targets = scores.pairs(query, sequence_id), scores.targets(query)
     if pairs is None or targets is None:
         raise ArgumentError("plot_pair: there are no terms of tokens; score with per_token=True, per_query_token=True")
-    axes = _axes(ax)
-    _cells(axes, pairs)
+    axes = axes_or_new(ax)
+    draw_cells(axes, pairs)
     axes.set(xlabel="token of the sequence", ylabel="token of the query", yticks=range(len(targets)))
     axes.set_yticklabels([str(place) for place in targets])
     return axes
@@ -154,7 +154,7 @@ def plot_spectra(factors: "Factors", *, layers: list[str] | None = None, ax: "Ax
     MissingDependencyError
         Without the extra ``plot``.
     """
-    axes = _axes(ax)
+    axes = axes_or_new(ax)
     for name in layers or list(factors.layers)[:8]:
         values = np.sort(factors.eigenvalues(name).double().flatten().cpu().numpy())[::-1]
         values = values[values > 0]
@@ -167,17 +167,44 @@ def plot_spectra(factors: "Factors", *, layers: list[str] | None = None, ax: "Ax
     return axes
 
 
-def _axes(ax: "Axes | None") -> "Axes":
+def axes_or_new(ax: "Axes | None") -> "Axes":
+    """Return the axes given, or make some.
+
+    Parameters
+    ----------
+    ax : Axes, optional
+        Of the caller.
+
+    Returns
+    -------
+    Axes
+        To draw on.
+
+    Raises
+    ------
+    MissingDependencyError
+        Without the extra ``plot``.
+    """
     if ax is not None:
         return ax
     pyplot: Any = require("matplotlib.pyplot", extra="plot", feature="a picture")
     return pyplot.subplots(layout="constrained")[1]
 
 
-def _cells(axes: "Axes", values: np.ndarray) -> None:
-    # one scale, zero white; the strongest hundredth of the cells may saturate
+def draw_cells(axes: "Axes", values: np.ndarray, *, label: str = "nats") -> None:
+    """Draw a matrix, positive blue, negative orange, zero white; the strongest hundredth of the cells may saturate.
+
+    Parameters
+    ----------
+    axes : Axes
+        To draw on.
+    values : ndarray, shape (R, C)
+        One scale for all.
+    label : str, default "nats"
+        Of the scale.
+    """
     size = float(np.quantile(np.abs(values), 0.99)) or float(np.abs(values).max()) or 1.0
     colours: Any = require("matplotlib.colors", extra="plot", feature="a picture")
-    cmap = colours.LinearSegmentedColormap.from_list("nats", [_ORANGE, "white", _BLUE])
+    cmap = colours.LinearSegmentedColormap.from_list("nats", [ORANGE, "white", BLUE])
     picture = axes.imshow(values, cmap=cmap, vmin=-size, vmax=size, aspect="auto")
-    axes.figure.colorbar(picture, ax=axes, label="nats")
+    axes.figure.colorbar(picture, ax=axes, label=label)

@@ -130,14 +130,15 @@ def collect(
         number = scores.query_ids.index(query)
         lists = []
         for sign in (1, -1):
-            ranked = scores.topk(number, 4 * k if collapse else k, sign)
+            most = 4 * k if collapse else k
+            ranked = scores.topk(number, most if scores.top_k is None else min(most, scores.top_k), sign)
             entries = [_entry(item.id, item.score, texts) for item in ranked]
             kept = (_collapse(entries) if collapse else entries)[:k]
             lists.append([_with_terms(entry, scores, number, texts, layers, place[entry.id]) for entry in kept])
         metadata = asked.metadata(query) if asked is not None and query in asked.ids else {}
         found.append(ReportQuery(query, metadata.get("prompt", ""), metadata.get("completion", ""), *lists))
     settings = {**run.manifest.config.get("info", {}), **{k: v for k, v in run.manifest.config.items() if k != "info"}}
-    settings |= {key: scores.state.get(key) for key in ("rank", "refine_topk", "units")}
+    settings |= {key: scores.state.get(key) for key in ("rank", "refine_topk", "units", "solver", "residual")}
     settings["data"] = info.get("data") or settings.get("data")
     for key in ("model", "data"):
         # a folder's last part says enough: reports travel, and where things lay on this machine is nobody's business
@@ -147,7 +148,7 @@ def collect(
         queries=found,
         settings=settings,
         layer_names=scores.layer_names if layers is not None else [],
-        num_rows=len(scores.train_ids),
+        num_rows=len(scores.train_ids) if scores.top_k is None else scores.state["sequences"],
     )
 
 
@@ -213,17 +214,29 @@ def ledger(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
     Parameters
     ----------
     settings : mapping
-        ``strategy``, ``fisher``, ``rank``, ``refine_topk``, ``blocks``, ``fitted_on``, ``num_sequences`` as in a run.
+        ``strategy``, ``fisher``, ``rank``, ``refine_topk``, ``blocks``, ``fitted_on``, ``num_sequences``, ``solver``,
+        ``residual`` as in a run.
 
     Returns
     -------
     list of (str, str)
         ("exact" or "approximate", one sentence).
     """
-    strategy, rank = settings.get("strategy", "ekfac"), settings.get("rank")
+    strategy, rank, solver = settings.get("strategy", "ekfac"), settings.get("rank"), settings.get("solver")
     rows = [("exact", text) for text in _EXACT] + [("approximate", text) for text in _APPROXIMATE]
-    rows.append(("approximate", _STRATEGIES.get(strategy, f"Curvature within a block: {strategy}.")))
-    if strategy != "identity":
+    if solver:
+        worst = max(settings.get("residual") or [0.0])
+        rows.append(
+            (
+                "approximate",
+                f"Each query solved by {solver['name']}, {solver['steps']} steps at most, with the curvature of all "
+                f"tracked matrices together; relative residual {worst:.2g} at most.",
+            )
+        )
+    else:
+        rows.append(("approximate", _SEPARATE))
+        rows.append(("approximate", _STRATEGIES.get(strategy, f"Curvature within a block: {strategy}.")))
+    if strategy != "identity" and not solver:
         rows.append(
             (
                 "approximate" if settings.get("fisher") != "exact" else "exact",
@@ -299,12 +312,14 @@ _APPROXIMATE = (
     "First order: the effect of a small change in a row's weight, extended in a straight line to a whole copy.",
     "Gauss-Newton curvature in place of the Hessian, damped.",
     "Local: it asks how the final weights would respond, and knows nothing of the path that training took to them.",
-    "Each weight matrix by itself: curvature between matrices is left out.",
     "Part of the model: only the tracked matrices can move, everything else is held fixed.",
 )
+_SEPARATE = "Each weight matrix by itself: curvature between matrices is left out."
 _STRATEGIES = {
     "ekfac": "Within a block: the Kronecker factors' eigenvectors, with eigenvalues measured along each of them.",
     "kfac": "Within a block: a Kronecker product of two factors, tokens taken as independent.",
+    "shampoo": "Within a block: eigenvectors of the gradients' second moments on either side, with eigenvalues "
+    "measured along each of them.",
     "diagonal": "Within a block: the diagonal only.",
     "identity": "No curvature: the dot product of two gradients. A score is the change after one gradient step "
     "of unit learning rate on the row's share of the objective.",

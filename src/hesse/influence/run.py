@@ -10,18 +10,20 @@ killed at any moment, the folder holds the last complete state. Folder layout:
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hesse.errors import ArgumentError, ArtifactError
+from hesse.influence.distributed import ALONE, Team
 from hesse.io import (
     LOCK_NAME,
     MANIFEST_NAME,
     FileEntry,
     Manifest,
     config_hash,
+    join_run_lock,
     manifest_exists,
     read_manifest,
     run_lock,
@@ -49,6 +51,7 @@ class RunFolder:
 
     path: Path
     manifest: Manifest
+    team: Team = ALONE  # of several, each has the manifest, and rank 0 writes it
 
     def stage(self, name: str) -> dict[str, Any]:
         """Look up the state of a stage.
@@ -95,6 +98,8 @@ class RunFolder:
     ) -> None:
         """Make new files count and old ones not, in one replacement of the manifest; then delete the old ones.
 
+        Of a team all ranks call it, with the same stages and each with the files that it wrote.
+
         Parameters
         ----------
         stages : mapping of str to dict
@@ -104,9 +109,13 @@ class RunFolder:
         drop : iterable of str
             Files that no longer count.
         """
-        dropped = set(drop) - set(add or {})
-        files = {name: entry for name, entry in self.manifest.files.items() if name not in dropped} | dict(add or {})
+        fresh = self.team.merge(add or {})
+        dropped = set(drop) - set(fresh)
+        files = {name: entry for name, entry in self.manifest.files.items() if name not in dropped} | fresh
         self.manifest = replace(self.manifest, stages=self.manifest.stages | dict(stages), files=files)
+        self.team.first(lambda: self._write(dropped))
+
+    def _write(self, dropped: set[str]) -> None:
         write_manifest(self.path, self.manifest)
         for name in sorted(dropped):
             (self.path / name).unlink(missing_ok=True)
@@ -191,13 +200,15 @@ def start_folder(
 
 
 @contextmanager
-def writing_run(path: Path | str) -> Iterator[None]:
+def writing_run(path: Path | str, team: Team = ALONE) -> Iterator[None]:
     """Hold the lock of a run; if the block fails, remove what it did not commit, and a folder that it only just made.
 
     Parameters
     ----------
     path : Path
         The folder; made if missing.
+    team : Team, default alone
+        Whose processes hold the lock together, until the last of them has ended.
 
     Yields
     ------
@@ -211,23 +222,32 @@ def writing_run(path: Path | str) -> Iterator[None]:
     """
     folder = Path(path)
     was_there = folder.exists()
-    if was_there and not folder.is_dir():
-        raise ArgumentError(f"run_dir: {folder} is a file, not a folder")
     try:
-        with run_lock(folder):
+        with ExitStack() as stack:
+            team.first(lambda: _take_lock(stack, folder, team))
+            if not team.is_first:
+                stack.enter_context(join_run_lock(folder))
             try:
-                yield
+                with team.watching():
+                    yield
+                team.meet()  # nobody is in the folder any more when it is given back
             except BaseException:
                 # the first error is the one to report; what stays behind the next call removes
                 with suppress(OSError, ArgumentError):
-                    if manifest_exists(folder):
+                    if team.is_first and manifest_exists(folder):
                         remove_unnamed(open_folder(folder))
                 raise
     except BaseException:
-        if not was_there:
+        if not was_there and team.is_first:
             with suppress(OSError):  # not empty: it holds a run by now
                 folder.rmdir()
         raise
+
+
+def _take_lock(stack: ExitStack, folder: Path, team: Team) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ArgumentError(f"run_dir: {folder} is a file, not a folder")
+    stack.enter_context(run_lock(folder, together=team.size > 1))
 
 
 def remove_unnamed(run: RunFolder) -> None:

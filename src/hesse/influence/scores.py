@@ -24,7 +24,10 @@ from hesse.io import atomic_write_bytes, check_file, load_tensors, open_array
 _LINES = 10_000
 _KEYS = ("queries", "rows", "sequences", "row_of_sequence", "layers", "targets")
 
-__all__ = ["Ranked", "Scores", "open_scores", "read_index", "sum_rows"]
+TOP_NAME = "top.safetensors"
+"""File of the best rows, where only those are kept."""
+
+__all__ = ["TOP_NAME", "Ranked", "Scores", "open_scores", "read_index", "sum_rows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ class Scores:
 
     @property
     def train_ids(self) -> list[str]:
-        """Column names: ids of the rows of the scored data, a long row's chunks summed."""
+        """Column names: ids of the rows of the scored data, a long row's chunks summed; only of those kept by top_k."""
         return self._index["rows"]
 
     @property
@@ -74,9 +77,32 @@ class Scores:
 
     @cached_property
     def values(self) -> np.ndarray:
-        """Scores, shape (Q, R), memory-mapped."""
+        """Scores, shape (Q, R), memory-mapped.
+
+        Raises
+        ------
+        ArgumentError
+            If only the best rows were kept.
+        """
+        if self.top_k is not None:
+            raise ArgumentError(
+                f"values: only the {self.top_k} strongest rows of each sign were kept, see topk; score again without "
+                "top_k for all of them"
+            )
         relative = f"{self.folder}/scores.npy"
         return open_array(self.run.path / relative, self.run.entry(relative))
+
+    @property
+    def top_k(self) -> int | None:
+        """How many rows of each sign were kept a query; None if all scores were."""
+        return self.state.get("top_k")
+
+    @cached_property
+    def _top(self) -> tuple[np.ndarray, np.ndarray]:
+        # values and columns, (Q, 2, K), strongest first
+        relative = f"{self.folder}/{TOP_NAME}"
+        tensors = load_tensors(self.run.path / relative, self.run.entry(relative))
+        return tensors["values"].numpy(), tensors["places"].numpy()
 
     @property
     def layers(self) -> np.ndarray | None:
@@ -238,11 +264,25 @@ class Scores:
         """
         if k < 1 or sign not in (1, -1):
             raise ArgumentError(f"topk: expected k >= 1 and sign 1 or -1, got k={k}, sign={sign}")
+        if self.top_k is not None:
+            return self._kept(self._query(query), k, sign)
         row = sign * self.ranked_by(query, target)
         k = min(k, len(row))
         best = np.argpartition(-row, k - 1)[:k]
         best = best[np.lexsort((best, -row[best]))]
         return [Ranked(i + 1, self.train_ids[n], float(sign * row[n])) for i, n in enumerate(best) if row[n] > 0]
+
+    def _kept(self, number: int, k: int, sign: int) -> list[Ranked]:
+        if self.top_k is not None and k > self.top_k:
+            raise ArgumentError(
+                f"topk: only {self.top_k} rows of each sign were kept, got k={k}; score again with more"
+            )
+        values, places = (part[number, 0 if sign > 0 else 1, :k] for part in self._top)
+        return [
+            Ranked(i + 1, self.train_ids[n], float(value))
+            for i, (value, n) in enumerate(zip(values, places, strict=True))
+            if n >= 0 and sign * value > 0
+        ]
 
     def ranked_by(self, query: int | str, target: int | None = None) -> np.ndarray:
         """Read the scores of all rows for a query, or for one of its tokens.

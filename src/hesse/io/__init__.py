@@ -10,7 +10,7 @@ from hesse.io.atomic import (
 )
 from hesse.io.checksum import FileEntry, check_file, hash_bytes, hash_file, hash_tensors
 from hesse.io.json_files import atomic_write_json, encode_json, read_json
-from hesse.io.lock import LOCK_NAME, run_lock
+from hesse.io.lock import LOCK_NAME, join_run_lock, run_lock
 from hesse.io.manifest import (
     SCHEMA,
     Manifest,
@@ -46,6 +46,7 @@ __all__ = [
     "hash_bytes",
     "hash_file",
     "hash_tensors",
+    "join_run_lock",
     "load_tensors",
     "make_folder",
     "manifest_exists",

@@ -13,6 +13,7 @@ __all__ = [
     "close",
     "create",
     "lock",
+    "lock_together",
     "make_folder",
     "open_folder",
     "open_lock",
@@ -89,3 +90,8 @@ def make_folder(path: Path) -> None:
 def lock(fd: int) -> None:
     """Take the lock or raise BlockingIOError; the kernel frees it when the last process that holds the file ends."""
     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def lock_together(fd: int) -> None:
+    """Take the lock so that others may take it in this way too, or raise BlockingIOError; gives up the one held."""
+    fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)

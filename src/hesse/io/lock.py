@@ -12,20 +12,23 @@ from hesse.errors import RunLockedError
 from hesse.io import calls
 from hesse.io.atomic import clean_temporaries, make_folder, writing
 
-__all__ = ["LOCK_NAME", "run_lock"]
+__all__ = ["LOCK_NAME", "join_run_lock", "run_lock"]
 
 LOCK_NAME = ".hesse-lock"
 """The lock file in a run's folder; it is there only while somebody writes, or after a crash."""
 
 
 @contextmanager
-def run_lock(folder: str | os.PathLike[str]) -> Generator[None, None, None]:
+def run_lock(folder: str | os.PathLike[str], *, together: bool = False) -> Generator[None, None, None]:
     """Hold a run's folder for writing; at the start, remove what an interrupted writer left in it.
 
     Parameters
     ----------
     folder : str or PathLike
         The run; made if it is missing.
+    together : bool, default False
+        Let other processes of the same job in with `join_run_lock`, once this one has cleaned the folder. If the block
+        fails, the lock ends with the last of them.
 
     Yields
     ------
@@ -48,12 +51,48 @@ def run_lock(folder: str | os.PathLike[str]) -> Generator[None, None, None]:
     make_folder(folder)
     path = folder / LOCK_NAME
     fd = _acquire(path)
+    finished = False
     try:
         clean_temporaries(folder)
+        if together:
+            _share(fd, path)
+        yield
+        finished = True
+    finally:
+        if finished or not together:  # else the others of the job hold this very file, and nobody may make another
+            with suppress(OSError):  # a lock file that stays is harmless: only the kernel's lock counts
+                calls.remove(path)
+        calls.close(fd)
+
+
+@contextmanager
+def join_run_lock(folder: str | os.PathLike[str]) -> Generator[None, None, None]:
+    """Hold a run's folder for writing beside a process of the same job that has it by ``run_lock(together=True)``.
+
+    Parameters
+    ----------
+    folder : str or PathLike
+        The run.
+
+    Yields
+    ------
+    None
+        Nothing; nobody else gets the lock before the end of the block, even if the first process has died.
+
+    Raises
+    ------
+    RunLockedError
+        If a process that is not of this job holds it. Also an OSError.
+    WriteError
+        If the folder is not writable.
+    """
+    path = Path(folder) / LOCK_NAME
+    with writing(path):
+        fd = calls.open_lock(path)
+    try:
+        _share(fd, path)
         yield
     finally:
-        with suppress(OSError):  # a lock file that stays is harmless: only the kernel's lock counts
-            calls.remove(path)
         calls.close(fd)
 
 
@@ -76,6 +115,13 @@ def _acquire(path: Path) -> int:
                 raise
             # The holder removed the file between our open and our lock: what we hold has no name any more.
             calls.close(fd)
+
+
+def _share(fd: int, path: Path) -> None:
+    try:
+        calls.lock_together(fd)
+    except BlockingIOError:
+        raise RunLockedError(_who(fd, path)) from None
 
 
 def _is_at(fd: int, path: Path) -> bool:

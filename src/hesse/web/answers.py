@@ -297,7 +297,7 @@ class Answers:
         """
         config, state = self.run.manifest.config, self.scores.state
         merged = {**config.get("info", {}), **{key: value for key, value in config.items() if key != "info"}}
-        merged |= {key: state.get(key) for key in ("rank", "refine_topk", "units")}
+        merged |= {key: state.get(key) for key in ("rank", "refine_topk", "units", "solver", "residual")}
         for key in ("model", "data"):
             # a folder's last part says enough; where things lie on this machine is nobody's business
             merged[key] = Path(merged[key]).name if Path(merged.get(key) or "").is_absolute() else merged.get(key)

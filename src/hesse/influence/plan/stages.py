@@ -86,9 +86,9 @@ def plan_stages(
     -----
     Takes a few seconds, half a minute for layers of an 8B model: one probe a distinct shape. Forward and backward of
     all matrices are counted, attention by its two products; what is neither (norms, softmax over the vocabulary) is
-    left out, so that very small models come out too fast. Memory counts factors, what the backward pass keeps of every
-    matrix, five copies of the logits and the gradients formed at a time. Block-diagonal bases are stored whole: blocks
-    save time only. Inputs that layers share are counted for each. A busy machine makes everything look slower.
+    left out, so that very small models come out too fast. Memory counts factors, of which only the blocks are kept,
+    what the backward pass keeps of every matrix, five copies of the logits and the gradients formed at a time. Inputs
+    that layers share are counted for each. A busy machine makes everything look slower.
     """
     for name, value in (("blocks", blocks), ("processes", processes)):
         if value < 1:
@@ -109,7 +109,7 @@ def plan_stages(
     flops, held = _of_the_model(model, workload, size)
     passes = flops / rates.rate  # seconds a token, forward and dgrad
     ends = [(one.out_features, one.columns) for one in layers.values()]
-    factors, tables = size * sum(p * p + m * m for p, m in ends), size * sum(p * m for p, m in ends)
+    factors, tables = size * sum(p * p + m * m for p, m in ends) // blocks, size * sum(p * m for p, m in ends)
     sequences = max(1, round(workload.batch_tokens / length))
     block = size * max(min(BLOCK_ENTRIES, sequences * p * m) for p, m in ends)  # gradients formed at a time
     queries = _query_bytes(layers, workload, size)
@@ -119,7 +119,8 @@ def plan_stages(
         widest = max(max(pair) for pair in ends)
         each = [rates.eigh(-(-n // blocks)) * blocks for pair in ends for n in pair]
         eigen = max(sum(each) / processes, *each)
-        stages.append(StagePlan("eigendecomposition", eigen, size * widest**2 + 24 * (widest // blocks) ** 2, factors))
+        largest = size * widest**2 // blocks + 24 * (widest // blocks) ** 2
+        stages.append(StagePlan("eigendecomposition", eigen, largest, factors))
     bases = factors if strategy in ("ekfac", "kfac") else 0
     if strategy in ("ekfac", "diagonal"):
         seconds = fitted * length * (passes + cost.moment)

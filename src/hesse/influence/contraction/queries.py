@@ -1,22 +1,16 @@
-"""How the gradients of many candidates meet the preconditioned gradients of many queries, layer by layer.
+"""Preconditioned gradients of the queries as they are kept: whole, or at low rank in halves that survive bfloat16.
 
-    c(q, n) = <P_q, D_n>,   D_n = Σ_t δ_t ã_tᵀ,   P_q = U_q V_qᵀ when it is kept at low rank
-
-Three orders, of which the cheapest in flops is taken for each layer and batch:
-    token      Σ_t (δ_tᵀ U_q)·(ã_tᵀ V_q)          2r(m + p) a token and query; gives per-token scores
-    sequence   D_n first, one product with all P_q  2mp a token, 2mp a sequence and query (2mpr a query to expand P_q)
-    dense      δ_tᵀ P_q ã_t                         2mp a token and query; exact per-token scores
 Shapes: B sequences, T positions, Q queries, r rank, p outputs, m columns (bias counted).
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
-from hesse.curvature.capture import BLOCK_ENTRIES, Captured
+from hesse.curvature.block_basis import Basis, left_times
+from hesse.curvature.capture import Captured
 from hesse.curvature.ekfac import rotate_back
 from hesse.curvature.layers import TrackedLayer
 from hesse.curvature.scratch import Scratch
@@ -30,8 +24,6 @@ __all__ = [
     "LowRankQueries",
     "QueryMatrices",
     "check_rank",
-    "contract",
-    "contract_tokens",
     "empty_queries",
     "put",
     "put_rows",
@@ -39,8 +31,6 @@ __all__ = [
 ]
 
 _OVERSAMPLING = 8  # columns of the random block beyond the rank
-
-_BLOCK_BYTES = 64 << 20  # low-rank queries are expanded this much at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +101,7 @@ def put(
     first: int,
     matrices: Tensor,
     *,
-    bases: tuple[Tensor, Tensor] | None,
+    bases: tuple[Basis, Basis] | None,
     scratch: Scratch,
     seed: int,
 ) -> None:
@@ -129,7 +119,7 @@ def put(
         Row.
     matrices : Tensor, shape (B, p, m)
         N_q.
-    bases : (Tensor, Tensor), shapes (p, p) and (m, m), optional
+    bases : (Tensor or BlockBasis) twice, shapes (p, p) and (m, m), optional
         Q_S and Q_A in the dtype of ``matrices``. None: N_q is P_q.
     scratch : Scratch
         Room for what is computed on the way.
@@ -154,7 +144,7 @@ def put(
     result = rsvd(wide, rank, num_power_steps=2, oversampling=_OVERSAMPLING, generator=generator)
     left, right = result.U, result.V
     if bases is not None:
-        left, right = bases[0].to(left.dtype) @ left, bases[1].to(right.dtype) @ right
+        left, right = left_times(bases[0].to(left.dtype), left), left_times(bases[1].to(right.dtype), right)
     _keep(queries, rows, left, result.S, right)
     queries.captured[rows] = result.captured.to(queries.captured.dtype)
 
@@ -224,112 +214,6 @@ def _keep(queries: LowRankQueries, rows: slice, left: Tensor, values: Tensor, ri
     kept = values.shape[-1]
     queries.left[rows, :, :kept] = (left * root).to(queries.left.dtype)
     queries.right[rows, :, :kept] = (right * root).to(queries.right.dtype)
-
-
-def contract(rows: Captured, queries: QueryMatrices, dtype: torch.dtype, scratch: Scratch) -> Tensor:
-    """<P_q, D_n> for every query and sequence: (Q, B) in ``dtype``, or wider.
-
-    Parameters
-    ----------
-    rows : Captured
-        Inputs and output gradients of one layer.
-    queries : QueryMatrices
-        All queries, for that layer.
-    dtype : dtype
-        Of the products.
-    scratch : Scratch
-        Room for D.
-
-    Returns
-    -------
-    Tensor, shape (Q, B)
-        Unscaled.
-    """
-    batch, positions, outputs = rows.grads.shape
-    columns = rows.layer.columns
-    if isinstance(queries, DenseQueries):
-        return _by_sequence(rows, queries, dtype, scratch)
-    rank, count = queries.left.shape[-1], len(queries)
-    by_token = rank * (columns + outputs) * count * positions
-    by_sequence = columns * outputs * (positions + count + rank * count / batch)
-    if by_token < by_sequence:
-        return contract_tokens(rows, queries, dtype).sum(-1)
-    return _by_sequence(rows, queries, dtype, scratch)
-
-
-def contract_tokens(rows: Captured, queries: QueryMatrices, dtype: torch.dtype) -> Tensor:
-    """δ_tᵀ P_q ã_t, the terms of <P_q, D_n> before the sum over t; exact for the queries as they are kept.
-
-    Parameters
-    ----------
-    rows : Captured
-        Inputs and output gradients of one layer.
-    queries : QueryMatrices
-        All queries, for that layer.
-    dtype : dtype
-        Of the products.
-
-    Returns
-    -------
-    Tensor, shape (Q, B, T)
-        Unscaled.
-    """
-    d, x = rows.grads.to(dtype), rows.inputs.to(dtype)
-    m = rows.layer.in_features
-    if isinstance(queries, DenseQueries):
-        terms = torch.stack([((d @ matrix) * x).sum(-1) for matrix in queries.weight.to(dtype)])
-        return terms if queries.bias is None else terms + torch.einsum("btp,qp->qbt", d, queries.bias.to(dtype))
-    out = []
-    for left, right in _query_blocks(queries, d.shape[0] * d.shape[1] * d.element_size()):
-        rank = left.shape[-1]
-        du = d @ _side_by_side(left.to(dtype))
-        right = right.to(dtype)
-        xv = x @ _side_by_side(right[:, :m])
-        if rows.layer.has_bias:
-            xv = xv + right[:, m].reshape(-1)
-        out.append((du * xv).view(*d.shape[:2], -1, rank).sum(-1).permute(2, 0, 1))
-    return torch.cat(out)
-
-
-def _by_sequence(rows: Captured, queries: QueryMatrices, dtype: torch.dtype, scratch: Scratch) -> Tensor:
-    parts = [_block_by_sequence(block, queries, dtype, scratch) for block in rows.blocks(BLOCK_ENTRIES)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-
-
-def _block_by_sequence(rows: Captured, queries: QueryMatrices, dtype: torch.dtype, scratch: Scratch) -> Tensor:
-    d, x = rows.grads.to(dtype), rows.inputs.to(dtype)
-    gradient = scratch.take("gradient", (len(d), d.shape[2], x.shape[2]), d)
-    gradient = torch.bmm(d.transpose(1, 2), x, out=gradient).flatten(1)
-    bias = d.sum(1) if rows.layer.has_bias else None
-    blocks = [queries] if isinstance(queries, DenseQueries) else _expanded(queries, rows.layer.has_bias, dtype, scratch)
-    out = []
-    for block in blocks:
-        part = block.weight.to(dtype).flatten(1) @ gradient.T
-        if block.bias is not None and bias is not None:
-            part += block.bias.to(dtype) @ bias.T
-        out.append(part)
-    return out[0] if len(out) == 1 else torch.cat(out)
-
-
-def _expanded(queries: LowRankQueries, has_bias: bool, dtype: torch.dtype, scratch: Scratch) -> Iterator[DenseQueries]:
-    # P_q in full again, a few queries at a time
-    step = max(1, _BLOCK_BYTES // (queries.left.shape[1] * queries.right.shape[1] * dtype.itemsize))
-    for left, right in zip(queries.left.split(step), queries.right.split(step), strict=True):
-        left, right = left.to(dtype), right.to(dtype)
-        inputs = right[:, : right.shape[1] - has_bias].transpose(1, 2)
-        room = scratch.take("expanded", (len(left), left.shape[1], inputs.shape[2]), left)
-        bias = torch.einsum("qpr,qr->qp", left, right[:, -1]) if has_bias else None
-        yield DenseQueries(torch.bmm(left, inputs, out=room), bias)
-
-
-def _query_blocks(queries: LowRankQueries, bytes_per_column: int) -> list[tuple[Tensor, Tensor]]:
-    step = max(1, _BLOCK_BYTES // max(1, bytes_per_column * queries.left.shape[-1]))
-    return list(zip(queries.left.split(step), queries.right.split(step), strict=True))
-
-
-def _side_by_side(stack: Tensor) -> Tensor:
-    # (Q, n, r) to (n, Q·r)
-    return stack.transpose(0, 1).flatten(1)
 
 
 def check_rank(rank: int | None) -> None:

@@ -1,0 +1,77 @@
+"""How near are projected scores to whole ones? Their correlation over a random sample of rows, query by query."""
+
+import numpy as np
+import torch
+
+from hesse.errors import ArgumentError
+from hesse.influence.candidates import refine
+from hesse.influence.examples import Examples
+from hesse.influence.factors import Factors
+from hesse.influence.passes import Pass
+from hesse.influence.prefilter.projected import ProjectedScores
+from hesse.influence.score import ScoreSettings
+from hesse.influence.top import row_starts
+
+__all__ = ["sample_agreement"]
+
+
+def sample_agreement(
+    run_pass: Pass,
+    factors: Factors,
+    queries: Examples,
+    examples: Examples,
+    found: ProjectedScores,
+    total: int,
+    *,
+    sample: int = 200,
+    seed: int = 0,
+) -> np.ndarray:
+    """Score a random sample of rows at full rank, and correlate with what the index says of them.
+
+    Parameters
+    ----------
+    run_pass : Pass
+        The model in float32 or float64, its loss and layers.
+    factors : Factors
+        Fitted on it.
+    queries, examples : Examples
+        Those of ``found``.
+    found : ProjectedScores
+        From the index of ``examples``.
+    total : int
+        N of the scores.
+    sample : int, default 200
+        Rows, at least 3: an error of 1/√sample in a correlation near 0, far less near 1.
+    seed : int, default 0
+        Of the draw.
+
+    Returns
+    -------
+    ndarray, shape (Q,)
+        Pearson's correlation; NaN if all scores of a query are alike.
+
+    Raises
+    ------
+    ArgumentError
+        If ``sample < 3``, or there are fewer rows.
+    """
+    rows = len(found.train_ids)
+    if not min(sample, rows) >= 3:
+        raise ArgumentError(f"sample: expected >= 3 of at least 3 rows, got {sample} of {rows}")
+    picked = np.sort(np.random.default_rng(seed).choice(rows, min(sample, rows), replace=False))
+    starts = row_starts(examples)
+    edges = np.arange(rows + 1) if starts is None else np.append(starts, len(examples))
+    numbers = np.concatenate([np.arange(edges[row], edges[row + 1]) for row in picked])
+    owners = np.repeat(np.arange(len(picked)), np.diff(edges)[picked])
+    wanted = dict.fromkeys(range(len(queries)), numbers)
+    wide = torch.float64 if next(run_pass.model.parameters()).dtype == torch.float64 else torch.float32
+    out = np.zeros(len(queries))
+    for q, _numbers, values in refine(
+        run_pass, factors, queries, examples, wanted, total, ScoreSettings(show_progress=False), dtype=wide
+    ):
+        whole = np.zeros(len(picked))
+        np.add.at(whole, owners, values)
+        stored = found.values[q, picked].astype(np.float64)
+        spread = whole.std() * stored.std()
+        out[q] = np.mean((whole - whole.mean()) * (stored - stored.mean())) / spread if spread else np.nan
+    return out
