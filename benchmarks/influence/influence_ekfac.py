@@ -1,6 +1,26 @@
-"""The flagship's claims: exact where theory says so (B1), low rank (B4), the peer (B6), facts (B8), crashes (B10)."""
+"""The flagship's claims B1 to B10: exactness, ground truths, solvers, low rank, word order, the peer, facts, crashes."""
 
-from benchmarks.influence import _facts, _kronfluence, _oracles
+from benchmarks.influence import (
+    _facts,
+    _kronfluence,
+    _lds,
+    _oracles,
+    _pbrf,
+    _solver_speed,
+    _tail,
+    _word_order,
+)
 from benchmarks.influence._reliability import damage_is_refused, kills_resume_bit_identical
 
-CLAIMS = [*_oracles.CLAIMS, *_kronfluence.CLAIMS, *_facts.CLAIMS, kills_resume_bit_identical, damage_is_refused]
+CLAIMS = [
+    *_oracles.CLAIMS,
+    *_pbrf.CLAIMS,
+    *_solver_speed.CLAIMS,
+    *_kronfluence.CLAIMS,
+    *_word_order.CLAIMS,
+    *_lds.CLAIMS,
+    *_facts.CLAIMS,
+    *_tail.CLAIMS,
+    kills_resume_bit_identical,
+    damage_is_refused,
+]

@@ -264,6 +264,15 @@ METHODS: tuple[Method, ...] = (
         status="beta",
     ),
     Method(
+        slug="influence_candidates",
+        family="influence",
+        title="Which rows are worth scoring: a token index on disk, and projected gradients for instant questions",
+        papers=(Paper("Grosse, Bae, Anil et al.", 2023, "2308.03296"), Paper("Choe et al.", 2024, "2405.13954")),
+        import_path="hesse.influence.Prefilter",
+        claim="keeps what a full pass would rank first, says what it missed, and answers from an index in no time",
+        status="beta",
+    ),
+    Method(
         slug="influence_ekfac",
         family="influence",
         title="EK-FAC influence functions for language models",
@@ -286,6 +295,15 @@ METHODS: tuple[Method, ...] = (
         ),
         import_path="hesse.influence.Influence",
         claim="takes half the time and memory of other libraries for the same scores, over any number of processes",
+        status="beta",
+    ),
+    Method(
+        slug="influence_trajectory",
+        family="influence",
+        title="Influence through the training run: exact derivatives (magic), and segments of curvature (source)",
+        papers=(Paper("Ilyas, Engstrom", 2025, "2504.16430"), Paper("Bae et al.", 2024, "2405.12186")),
+        import_path="hesse.influence.magic",
+        claim="equals retraining to seven digits in memory that grows with the logarithm of the steps",
         status="beta",
     ),
     Method(

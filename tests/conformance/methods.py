@@ -370,6 +370,14 @@ def gaunt(x: Tensor) -> Any:
     return gaunt_tensor_product(x, normal(5, 9, seed=1), 2, 2, 2)
 
 
+def lie(x: Tensor) -> Any:
+    from hesse.equivariant import GLPlus, LieLift2d, SampleContext
+
+    group = GLPlus(2)
+    drawn = SampleContext(group, num_samples=4, sampling="independent").draw(2, generator=seeded(), dtype=F64)
+    return LieLift2d(group, 2, 3, 5, padding=2, generator=seeded()).double()(x, drawn[0])
+
+
 def monge_gap(X: Tensor) -> Any:
     from hesse.transport import MongeMap
 
@@ -426,6 +434,7 @@ METHODS_UNDER_TEST: dict[str, Call] = {
     "hessian_alignment": Call(hessian_alignment, normal(12, 4), r"features|domain"),
     "hesso": Call(hesso, normal(12, 4), r"grad|loss|weight", user_code=True),
     "hierarchical_polynomials": Call(hierarchical, normal(60, 3), r"\bX\b|array"),
+    "lie_decompositions": Call(lie, normal(1, 2, 6, 6), r"\bx\b|features|images|input"),
     "linalg_core": Call(cg, normal(8), r"\bb\b"),
     "linf_regression": Call(sketched_lstsq, normal(60, 4), r"\bA\b|operator|matrix|tensor"),
     "lv_hba": Call(lv_hba, normal(4), r"x0|\bx\b"),

@@ -1,4 +1,4 @@
-"""Claims about influence through a training run, for `influence_scale`: `magic` is exact and fits, `source` follows it.
+"""Claims about influence through a training run: `magic` is exact and fits, `source` follows it.
 
 Oracles: central differences of training again; the derivative that keeps every state; for `source`, `magic` itself.
 """
