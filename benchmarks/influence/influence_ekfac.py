@@ -1,4 +1,4 @@
-"""The flagship's claims B1 to B10: exactness, ground truths, solvers, low rank, word order, the peer, facts, crashes."""
+"""The flagship: exactness, ground truths, solvers, low rank, word order, the peer, facts and crashes (B1 to B10)."""
 
 from benchmarks.influence import (
     _facts,
