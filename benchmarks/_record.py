@@ -85,8 +85,8 @@ def keep(record: dict[str, Any], path: Path) -> None:
     """Write the record, which is what ``--json`` prints, whole or not at all; a claim's "table" also as ``.csv``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for claim in record["claims"]:
-        if "table" in claim["rows"]:
-            _write(path.with_suffix(".csv"), _csv(claim["rows"]["table"]))
+        if isinstance(lines := claim["rows"].get("table"), list):
+            _write(path.with_suffix(".csv"), _csv(lines))
     _write(path, json.dumps(record, indent=1) + "\n")
 
 
