@@ -11,12 +11,18 @@ NAMES = {"scikit-learn": "sklearn", "torchao": "torchao"}  # as imported, where 
 CHILD = """
 import importlib, pkgutil, sys
 
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {absent!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
 
-sys.meta_path.insert(0, Absent())
+    def find_spec(self, name, path=None, target=None):
+        absent = name.split(".")[0] in {absent!r}
+        return None if absent else self.finder.find_spec(name, path, target)
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 import hesse
 names = [m.name for m in pkgutil.walk_packages(hesse.__path__, "hesse.")]
 broken = {{}}

@@ -209,7 +209,7 @@ def damage(budget: Budget) -> Finding:
 
 def writers(budget: Budget) -> Finding:
     counts = pytest(
-        budget,
+        budget.left(),
         "tests/io/test_lock.py",
         "tests/crash",
         "tests/cli",

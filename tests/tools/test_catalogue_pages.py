@@ -21,7 +21,12 @@ PAPERS = {
     *("rvgp", "sgd_stability", "singular_likelihood", "sinkhorn_newton_sparse", "smash_spgemm", "subgm"),
     *("target_surrogates", "vr_halpern"),
 }
-NO_PAGE = {"influence_viewer"}  # it is a program to be looked at; its picture stands on the start page
+FACETS = {  # of the flagship, or a program to be looked at: told on a page of the docs instead of a gallery page
+    "influence_candidates": "docs/large_corpora.md",
+    "influence_scale": "docs/planning.md",
+    "influence_trajectory": "docs/training_runs.md",
+    "influence_viewer": "docs/images/viewer_query.png",
+}
 
 
 def source_of(method) -> Path:
@@ -35,14 +40,15 @@ def test_a_method_is_in_five_places(method):
     """Oracle: the folders: source in its family, tests that use its name, benchmark, kept result, gallery page."""
     name = method.import_path.rpartition(".")[2]
     source = source_of(method)
-    tests = [p for p in (ROOT / "tests" / method.family).rglob("test_*.py") if re.search(rf"\b{name}\b", p.read_text())]
+    folders = (ROOT / "tests" / method.family, ROOT / "tests" / "cli")
+    files = [p for folder in folders for p in folder.rglob("test_*.py")]
+    tests = [p for p in files if re.search(rf"\b{name}\b", p.read_text("utf-8"))]
     places = {
         "source": source.is_relative_to(ROOT / "src" / "hesse" / method.family),
         "tests": bool(tests),
         "benchmark": (ROOT / "benchmarks" / method.family / f"{method.slug}.py").exists(),
         "result": (ROOT / "benchmarks" / "results" / f"{method.slug}.json").exists(),
-        "gallery": method.slug in NO_PAGE
-        or (ROOT / "docs" / "gallery" / method.family / f"plot_{method.slug}.py").exists(),
+        "page": (ROOT / FACETS.get(method.slug, f"docs/gallery/{method.family}/plot_{method.slug}.py")).exists(),
     }
     assert [place for place, there in places.items() if not there] == []
 

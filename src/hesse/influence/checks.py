@@ -133,13 +133,13 @@ def check_tokens(model: nn.Module, examples: Examples, argument: str) -> None:
         Naming the first sequence with an unknown token, or with more tokens than the model has positions.
     """
     embeddings: Any = getattr(model, "get_input_embeddings", None)
-    if embeddings is None:
+    # a vision model has the method too, and raises from it
+    if embeddings is None or not isinstance(examples, TokenExamples | MappedExamples | StreamExamples):
         return
     size = getattr(embeddings(), "num_embeddings", None)
     positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    if isinstance(examples, (MappedExamples, StreamExamples)):
-        _check_extremes(examples.extremes(), size, positions, argument)
     if not isinstance(examples, TokenExamples):
+        _check_extremes(examples.extremes(), size, positions, argument)
         return
     for sequence in examples.sequences:
         low, high = int(sequence.input_ids.min()), int(sequence.input_ids.max())
