@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks._claims import Claim, ClaimFunction, Scale
+from benchmarks.bilevel._core_implicit import by_higher, by_jaxopt
 from benchmarks.bilevel._core_peers import ARMS, Point, by_hesse, by_torchopt, cold_logistic, large_logistic
 from benchmarks.bilevel._core_table import table
 from benchmarks.data import diabetes, digits, flip_labels, interleave, peak_rss_growth
@@ -35,6 +36,7 @@ from hesse.bilevel import (
     hypergradient,
     problems,
     tasks,
+    unrolled_hypergradient,
 )
 
 __all__ = ["CLAIMS"]
@@ -118,17 +120,29 @@ def rates(scale: Scale) -> list[Claim]:
     return claims
 
 
-def agreement(scale: Scale) -> Claim:
-    """Torchopt's implicit differentiation of the same ridge problem, its own conjugate gradients at 1e-12."""
+def agreement(scale: Scale) -> list[Claim]:
+    """Implicit differentiation by torchopt and jaxopt, and unrolling by higher, of the same ridge problem."""
     case = _cases(scale)["ridge"]
     x = case.problem.x0
     y = case.lower_solution(x)
     zero = torch.zeros_like(y)
     point = Point(case.problem, x, y, zero + 1, 1e-12, 0, zero)
-    gap = _relative(by_hesse(point), by_torchopt(point))
-    own = {"hesse": _relative(by_hesse(point), case.hypergradient(x))}
-    own["torchopt"] = _relative(by_torchopt(point), case.hypergradient(x))
-    return Claim("agrees with torchopt on ridge", gap, 1e-6, "lower", {"error against the closed form": own})
+    ours, exact = by_hesse(point), case.hypergradient(x)
+    data = _regression(scale.seed, *scale(smoke=(60, 10), full=(300, 60)))
+    peers = {"torchopt": by_torchopt(point), "jaxopt": by_jaxopt(*data, x, y)}
+    own = {name: _relative(found, exact) for name, found in {"hesse": ours, **peers}.items()}
+    unrolled = unrolled_hypergradient(case.problem, x, zero, num_steps=50, step_size=0.1).grad
+    through = _relative(unrolled, by_higher(case.problem, x, zero, 50, 0.1))
+    return [
+        Claim(
+            f"agrees with {name} on ridge",
+            _relative(ours, found),
+            1e-6,
+            "lower",
+            {"error against the closed form": own} if name == "torchopt" else {},
+        )
+        for name, found in peers.items()
+    ] + [Claim("unrolling agrees with higher on ridge", through, 1e-6, "lower", {"steps": 50})]
 
 
 def speed(scale: Scale) -> list[Claim]:
