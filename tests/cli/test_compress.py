@@ -124,6 +124,59 @@ def test_a_plan_is_made_and_carried_out(factory, tmp_path):
     assert json.loads((tmp_path / "small" / "compression.json").read_text()) == found
 
 
+@pytest.mark.parametrize(
+    ("bounds", "most_bits", "most_bops"),
+    [(["12kBOPs"], 8, 12_000), (["4"], 4, math.inf), (["5", "--limit", "6.5kBOPs"], 5, 6_500)],
+)
+def test_inputs_get_bits_too(factory, tmp_path, bounds, most_bits, most_bops):
+    """Oracle: BOPs counted by hand (each weight of a linear layer once); the rounded model run in the library."""
+    from hesse.compress import BitPlan, UniformQuantizer, quantize_model
+
+    words = ["--activations", "4,8", "--bits", "2,4,8", "--probes", "4", "--held-out", "nets_of_test:fresh"]
+    made = run("plan", "nets_of_test:make", "--budget", *bounds, *words, "--plot", "p.svg")
+    plan = BitPlan.load("plan.json")
+    assert set(plan.activations) == {"0", "2", "4"}
+    assert set(plan.activations.values()) <= {4, 8}
+    sizes = {"0.weight": 96, "2.weight": 128, "4.weight": 24}
+    bops = sum(n * plan.weights[name] * plan.activations[name[0]] for name, n in sizes.items())
+    assert made["bops"] == bops <= most_bops
+    assert made["average_bits"] <= most_bits
+
+    held_out = ["--held-out", "nets_of_test:fresh"]
+    found = run("quantize", "nets_of_test:make", "--plan", "plan.json", "--out", "small", "--packed", *held_out)
+    model, loss_fn, loader = factory["make"]()
+    rounded = quantize_model(model, plan, UniformQuantizer(per_channel=True))
+    x, y = loader.dataset.tensors
+    rounded.calibrate(lambda m, b: loss_fn(m(b[0]), b[1]), list(zip(x.split(32), y.split(32), strict=True)))
+    fresh = factory["rows"](2, 50)
+    assert (found["after"]["loss"], found["after"]["accuracy"]) == pytest.approx(measured(rounded, fresh))
+    assert found["average_activation_bits"] == plan.average_activation_bits
+    ranges = json.loads((tmp_path / "small" / "activations.json").read_text())
+    assert ranges == {layer: pytest.approx(kept) for layer, kept in rounded.activation_ranges().items()}
+    packed = quantize_model(factory["net"](), plan, UniformQuantizer(per_channel=True)).freeze()
+    packed.load_state_dict(load_file("small/packed.safetensors"))
+    assert measured(packed, fresh) == pytest.approx(measured(rounded, fresh))
+
+
+def test_a_language_models_inputs_get_bits_too(tiny, tmp_path):
+    """Oracle: the plan itself: bits for inputs of every matrix, out of the two asked for; and quantize keeps them."""
+    from hesse.compress import BitPlan
+
+    where = tmp_path / "plan.json"
+    words = ["--data", tiny / "train.jsonl", "--activations", "4,8", "--bits", "4,8", "--probes", "2"]
+    done = invoke("compress", "plan", tiny / "model", "--budget", "6", *words, "--out", where)
+    assert done.exit_code == 0, done.output
+    plan = BitPlan.load(where)
+    assert plan.activations
+    assert set(plan.activations.values()) <= {4, 8}
+    done = invoke(
+        "compress", "quantize", tiny / "model", "--plan", where, "--data", tiny / "train.jsonl", "--out", tmp_path / "s"
+    )
+    assert done.exit_code == 0, done.output
+    kept = json.loads((tmp_path / "s" / "activations.json").read_text("utf-8"))
+    assert {name: entry["bits"] for name, entry in kept.items()} == dict(plan.activations)
+
+
 @pytest.mark.parametrize("sensitivity", ["trace", "fisher", "quadratic"])
 def test_every_sensitivity_fills_a_size(factory, sensitivity):
     """Oracle: the budget in bytes, and that no plan of the table in it is predicted to be better (candidates off)."""
@@ -348,6 +401,10 @@ def test_what_cannot_be_done_is_refused(factory, tiny, tmp_path):
         (["plan", net, "--budget", "4", "--bits", "1,4"], 2, "2,4,8"),
         (["plan", net, "--budget", "lots"], 2, "40MB"),
         (["plan", net], 2, "budget"),
+        (["plan", net, "--budget", "0BOPs"], 2, "30GBOPs"),
+        (["plan", net, "--budget", "4", "--limit", "1kB"], 1, "bit operations"),
+        (["plan", net, "--budget", "10BOPs", "--activations", "4,8", "--probes", "2"], 1, "least possible"),
+        (["plan", net, "--budget", "4", "--activations", "1"], 2, "2,4,8"),
     ]
     for words, code, message in cases:
         done = invoke("compress", *words)
@@ -370,7 +427,8 @@ def test_help_and_options():
     assert not {"torch", "transformers", "matplotlib"} & set(done.stdout.split("LOADED ")[1].split())
     shared = "--data --held-out --out --max-examples --max-held-out --max-length --revision --overwrite --json "
     expected = {
-        "plan": "--budget --bits --layers --sensitivity --matrix --probes --per-tensor --candidates --plot --seed",
+        "plan": "--budget --limit --bits --activations --layers --sensitivity --matrix --probes --per-tensor "
+        "--candidates --plot --seed",
         "quantize": "--plan --compare --packed",
         "prune": "--sparsity --method --pattern --scope --gradients --rounds --damping --block-size --memory --epochs "
         "--lr --batch-size --layers --compare --seed",

@@ -195,6 +195,33 @@ def test_floors_are_the_best_plans_above_them():
     assert set(plans[-1].weights.values()) == {4}
 
 
+def test_floors_of_pairs_keep_two_bounds():
+    """Oracle: brute force over all pairs of widths at or above each floor, within both bounds."""
+    table = random_table(11, layers=3, bits=(2, 4))
+    rng, pairs = np.random.default_rng(11), ((2, 4), (2, 8), (4, 4), (4, 8))
+    omega = np.repeat(table.omega, 2, axis=1) + rng.uniform(0, 0.1, (3, 4))
+    macs = rng.integers(10, 99, (3, 1))
+    joint = SensitivityTable(
+        "joint", table.names, pairs, table.numel, omega, omega, table.average,
+        {"size": np.repeat(table.costs["size"], 2, axis=1), "bitops": macs * np.prod(pairs, axis=1).astype(float)},
+        tuple((f"l{i}", 5) for i in range(3)),
+    )  # fmt: skip
+    size, work, rows = 3.2 * table.numel.sum(), 18.0 * macs.sum(), range(3)
+    wanted = set()
+    for floor in pairs:
+        allowed = [j for j, pair in enumerate(pairs) if pair[0] >= floor[0] and pair[1] >= floor[1]]
+        fitting = [
+            c
+            for c in product(allowed, repeat=3)
+            if joint.costs["size"][rows, c].sum() <= size and joint.costs["bitops"][rows, c].sum() <= work
+        ]
+        if fitting:
+            wanted.add(min(fitting, key=lambda c: omega[rows, c].sum()))
+    plans = floor_plans(joint, size, limits={"bitops": work})
+    found = {tuple(pairs.index(p) for p in zip(q.weights.values(), q.activations.values(), strict=True)) for q in plans}
+    assert found == wanted
+
+
 def test_bad_input_is_refused():
     """Oracle: the documented errors; a budget below the least names it."""
     table = random_table(0)

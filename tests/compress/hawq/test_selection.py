@@ -5,6 +5,7 @@ import torch
 
 from hesse.compress.hawq import (
     HAWQ,
+    BitPlan,
     UniformQuantizer,
     allocate_bits,
     plan_losses,
@@ -34,6 +35,12 @@ def test_losses_are_those_of_the_quantised_models(case):
         assert loss == pytest.approx(cross_entropy(quantize_model(net, plan, quantizer), batch).item(), rel=1e-10)
     assert found.dense == pytest.approx(cross_entropy(net, batch).item(), rel=1e-10)
     assert found.best == plans[1]
+    layers = [w.layer for w in quantizable_weights(net)]
+    both = plans[1].merge(BitPlan({}, dict.fromkeys(layers, 4), dict.fromkeys(layers, 1)))
+    rounded = quantize_model(net, both, quantizer).calibrate(cross_entropy, parts)
+    loss = plan_losses(net, cross_entropy, parts, [both], quantizer).losses.item()
+    assert loss == pytest.approx(cross_entropy(rounded, batch).item(), rel=1e-10)
+    assert loss != found.losses[1]
 
 
 def test_fit_takes_the_candidate_of_least_loss(case):

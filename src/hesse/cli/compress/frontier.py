@@ -11,7 +11,7 @@ from hesse.cli.compress.output import megabytes, show_table
 from hesse.compress import BitPlan, ParetoFrontier, PlanLosses, SensitivityTable
 from hesse.io import atomic_write_bytes
 
-__all__ = ["draw_frontier", "frontier_rows", "listed_plans", "show_frontier"]
+__all__ = ["draw_frontier", "frontier_rows", "listed_plans", "plan_bops", "show_frontier"]
 
 _POINTS = 9  # of the frontier, its ends among them
 
@@ -22,7 +22,7 @@ def listed_plans(table: SensitivityTable, frontier: ParetoFrontier) -> list[BitP
     Parameters
     ----------
     table : SensitivityTable
-        Of weights.
+        Of weights, or of weights and inputs.
     frontier : ParetoFrontier
         Of the table.
 
@@ -34,11 +34,11 @@ def listed_plans(table: SensitivityTable, frontier: ParetoFrontier) -> list[BitP
     steps = np.linspace(frontier.cost[0], frontier.cost[-1], _POINTS)[1:-1]
     places = sorted({int(i) for i in np.searchsorted(frontier.cost, steps * (1 + 1e-9), side="right") - 1})
     numel = dict(zip(table.names, table.numel.tolist(), strict=True))
-    even = [
-        BitPlan(dict.fromkeys(table.names, width), {}, numel, float(omega.sum()))
-        for width, omega in zip(table.options, table.omega.T, strict=True)
-        if isinstance(width, int)
-    ]
+    even: list[BitPlan] = []
+    for option, omega in zip(table.options, table.omega.T, strict=True):
+        width, inputs = (option, {}) if isinstance(option, int) else (option[0], dict(table.inputs))
+        rounded = {} if isinstance(option, int) else dict.fromkeys(inputs, option[1])
+        even.append(BitPlan(dict.fromkeys(table.names, width), rounded, numel | inputs, float(omega.sum())))
     return [*even, *(frontier.plan(i) for i in places)]
 
 
@@ -59,27 +59,60 @@ def frontier_rows(
     Returns
     -------
     list of dict
-        plan, average_bits, bytes, predicted_rise and measured_rise of the loss (None where not known or not finite),
-        by rising size.
+        plan, average_bits, average_activation_bits (None where inputs are not rounded), bytes, bops (of one example),
+        predicted_rise and measured_rise of the loss (None where not known or not finite), by rising size.
     """
     known: dict[tuple[int, ...], float] = {}
     if measured is not None:
         for plan, loss in zip(measured.plans, measured.losses.tolist(), strict=True):
-            known[tuple(plan.weights.values())] = loss - measured.dense
+            known[_widths(plan)] = loss - measured.dense
     rows: list[dict[str, Any]] = []
     for plan in [*listed_plans(table, frontier), chosen]:
-        widths = set(plan.weights.values())
-        rise = known.get(tuple(plan.weights.values()), math.nan)
+        rise = known.get(_widths(plan), math.nan)
         rows.append(
             {
-                "plan": "chosen" if plan is chosen else f"all {min(widths)} bits" if len(widths) == 1 else "frontier",
+                "plan": "chosen" if plan is chosen else _kind(plan),
                 "average_bits": plan.average_bits,
+                "average_activation_bits": plan.average_activation_bits if plan.activations else None,
                 "bytes": plan.size_bits / 8,
+                "bops": plan_bops(table, plan),
                 "predicted_rise": plan.omega / 2,
                 "measured_rise": rise if math.isfinite(rise) else None,
             }
         )
-    return sorted(rows, key=lambda row: (row["bytes"], row["predicted_rise"]))
+    return sorted(rows, key=lambda row: (row["bytes"], row["bops"], row["predicted_rise"]))
+
+
+def plan_bops(table: SensitivityTable, plan: BitPlan) -> float:
+    """Add up a plan's bit operations.
+
+    Parameters
+    ----------
+    table : SensitivityTable
+        With "bitops" among its costs.
+    plan : BitPlan
+        Of the table.
+
+    Returns
+    -------
+    float
+        Of one example: multiplications times the bits of both factors.
+    """
+    layers = [layer for layer, _ in table.inputs]
+    options = list(plan.weights.values())
+    picked = [(w, plan.activations[a]) for w, a in zip(options, layers, strict=True)] if layers else options
+    return float(sum(table.costs["bitops"][i, table.options.index(option)] for i, option in enumerate(picked)))
+
+
+def _widths(plan: BitPlan) -> tuple[int, ...]:
+    return (*plan.weights.values(), *plan.activations.values())
+
+
+def _kind(plan: BitPlan) -> str:
+    widths, inputs = set(plan.weights.values()), set(plan.activations.values())
+    if len(widths) > 1 or len(inputs) > 1:
+        return "frontier"
+    return f"all {min(widths)} bits" + (f", inputs {min(inputs)}" if inputs else "")
 
 
 def show_frontier(rows: list[dict[str, Any]]) -> None:
@@ -94,13 +127,15 @@ def show_frontier(rows: list[dict[str, Any]]) -> None:
         [
             row["plan"],
             f"{row['average_bits']:.3f}",
+            "" if row["average_activation_bits"] is None else f"{row['average_activation_bits']:.3f}",
             megabytes(row["bytes"]),
+            f"{row['bops']:.3g}",
             f"{row['predicted_rise']:.3g}",
             "" if row["measured_rise"] is None else f"{row['measured_rise']:.3g}",
         ]
         for row in rows
     ]
-    head = ["plan", "bits a weight", "size", "predicted", "measured"]
+    head = ["plan", "bits a weight", "an input", "size", "BOPs", "predicted", "measured"]
     show_table("Rise of the loss on the calibration examples", head, cells)
 
 
@@ -120,7 +155,8 @@ def draw_frontier(table: SensitivityTable, frontier: ParetoFrontier, rows: list[
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    entries = 1 if frontier.constraint == "average_bits" else table.numel.sum()
+    by_work = frontier.constraint == "bitops"
+    entries = table.numel.sum() if frontier.constraint == "size" else 1
     axes.step(
         frontier.cost / entries, frontier.omega / 2, where="post", color="#2a6f97", label="Pareto frontier, predicted"
     )
@@ -130,9 +166,10 @@ def draw_frontier(table: SensitivityTable, frontier: ParetoFrontier, rows: list[
             here = [row for row in rows if row["plan"].startswith(start) and (row[key] or 0) > 0]
             if here:
                 word = key.removesuffix("_rise")
-                bits, rise = [row["average_bits"] for row in here], [row[key] for row in here]
+                spent = [row["bops" if by_work else "average_bits"] for row in here]
+                rise = [row[key] for row in here]
                 axes.scatter(
-                    bits,
+                    spent,
                     rise,
                     size,
                     marker=marker,
@@ -145,7 +182,11 @@ def draw_frontier(table: SensitivityTable, frontier: ParetoFrontier, rows: list[
     mark("frontier", "on the frontier", "o", "#2a6f97", 28)
     mark("all", "one width for all", "s", "#b56727", 36)
     mark("chosen", "chosen", "*", "#9e2a2b", 150)
-    axes.set(yscale="log", xlabel="bits a weight", ylabel="rise of the loss on the calibration examples")
+    axes.set(
+        yscale="log",
+        xlabel="bit operations an example" if by_work else "bits a weight",
+        ylabel="rise of the loss on the calibration examples",
+    )
     axes.legend(frameon=False, fontsize="small")
     axes.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()

@@ -47,14 +47,15 @@ def quantize(
 
     OUT gets the rounded weights in the model's own format and precision ("fake-quantised": it loads like the model and
     is as large and as fast; --packed adds the small file), the plan, and compression.json with what was measured.
-    Held out are the same examples as in planning. No training.
+    Held out are the same examples as in planning. No training. Where the plan rounds inputs of layers, their ranges are
+    taken from the calibration examples, and activations.json says bits and range of each.
 
     Example: hesse compress quantize runs/model --plan plan.json --data train.jsonl --out runs/model-4bit
     """
     from hesse.cli.compress.output import check_folder_target, spoken_warnings, whole_folder, write_model, write_report
     from hesse.cli.compress.subject import announce, baseline, load_subject, quality
     from hesse.compress import quantize_model
-    from hesse.io import save_tensors
+    from hesse.io import atomic_write_json, save_tensors
 
     check_folder_target(out, overwrite=overwrite)
     bits, quantizer, seed = _read_plan(plan)
@@ -79,7 +80,7 @@ def quantize(
             rounded.calibrate(subject.loss_fn, _calibration(subject))
         sizes = {"before": _bytes(subject.module), "after": rounded.storage_bytes()}
         if bits.activations:
-            say("the plan rounds inputs of layers, too: measured, but not part of the weights that are written")
+            say("the plan rounds inputs of layers, too: measured; their ranges are in activations.json")
         after = quality(subject, rounded)
         subject.module.load_state_dict(rounded.dequantized_state_dict())
         report = {
@@ -87,6 +88,7 @@ def quantize(
             "model": model,
             "out": str(out),
             "average_bits": bits.average_bits,
+            "average_activation_bits": bits.average_activation_bits if bits.activations else None,
             "bytes": sizes,
             "before": before.to_dict(),
             "after": after.to_dict(),
@@ -96,6 +98,8 @@ def quantize(
         with whole_folder(out) as folder:
             write_model(subject, folder)
             bits.save(folder / "plan.json")
+            if bits.activations:
+                atomic_write_json(folder / "activations.json", rounded.activation_ranges())
             if packed:
                 save_tensors(folder / "packed.safetensors", rounded.freeze().state_dict())
             write_report(folder, report)
@@ -153,13 +157,19 @@ def _bytes(module: Any) -> int:
 def _even(subject: "Subject", bits: "BitPlan", quantizer: "UniformQuantizer") -> "tuple[int, Quality] | None":
     # the widest single width that is no larger, where there is one and the plan is not it
     from hesse.cli.compress.subject import quality
-    from hesse.compress import quantize_model, uniform_plan
+    from hesse.compress import BitPlan, quantize_model, uniform_plan
 
     width = int(bits.average_bits + 1e-9) if bits.weights else 0
     if width < 2 or set(bits.weights.values()) == {width}:
         return None
-    numel = {name: bits.numel[name] for name in bits.weights}
-    return width, quality(subject, quantize_model(subject.module, uniform_plan(numel, width), quantizer))
+    even = uniform_plan({name: bits.numel[name] for name in bits.weights}, width)
+    if bits.activations:
+        inputs = dict.fromkeys(bits.activations, max(2, int(bits.average_activation_bits + 1e-9)))
+        even = even.merge(BitPlan({}, inputs, {name: bits.numel[name] for name in inputs}))
+    rounded = quantize_model(subject.module, even, quantizer)
+    if even.activations:
+        rounded.calibrate(subject.loss_fn, _calibration(subject))
+    return width, quality(subject, rounded)
 
 
 def _show(
@@ -172,5 +182,10 @@ def _show(
     rows = quality_rows(columns)
     blank = [""] * (len(columns) - 2)
     rows.append(["bits a weight", "", f"{bits.average_bits:.3f}", *([] if even is None else [str(even[0])])])
+    if bits.activations:
+        inputs = bits.average_activation_bits
+        rows.append(
+            ["bits an input", "", f"{inputs:.3f}", *([] if even is None else [str(max(2, int(inputs + 1e-9)))])]
+        )
     rows.append(["size, packed", megabytes(sizes["before"]), megabytes(sizes["after"]), *blank])
     show_table("Held-out examples, before and after rounding", head, rows)

@@ -6,7 +6,7 @@ Shapes: L rows (layers, or groups that must agree), M options, F points of the f
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -24,7 +24,7 @@ from hesse.compress.hawq.knapsack import (
     pareto_sums,
 )
 from hesse.compress.hawq.plan import BitPlan
-from hesse.compress.hawq.sensitivity import SensitivityTable
+from hesse.compress.hawq.sensitivity import Bits, SensitivityTable
 from hesse.errors import ArgumentError
 from hesse.linalg._arguments import at_least
 
@@ -270,6 +270,8 @@ def floor_plans(
     *,
     constraint: str = "size",
     ties: Iterable[Iterable[str]] = (),
+    limits: Mapping[str, float] | None = None,
+    solver: Solver = "auto",
 ) -> list[BitPlan]:
     """List the best plans with no width below a floor, for every floor that the budget allows.
 
@@ -279,13 +281,17 @@ def floor_plans(
     Parameters
     ----------
     table : SensitivityTable
-        Ω and costs; its options are widths of weights or of inputs, not pairs.
+        Ω and costs. Where its options are pairs, so are the floors.
     budget : float
         In the units of the constraint.
     constraint : str, default "size"
         As in `allocate_bits`.
     ties : iterable of groups of names
         As in `allocate_bits`.
+    limits : mapping of str to float, optional
+        As in `allocate_bits`.
+    solver : str, default "auto"
+        As in `allocate_bits`; "milp" is the fast one where hundreds of rows have pairs to choose from.
 
     Returns
     -------
@@ -295,21 +301,33 @@ def floor_plans(
     Raises
     ------
     ArgumentError
-        If nothing fits the budget, or the table pairs weights and inputs.
+        If nothing fits the budget.
     """
-    if table.kind == "joint":
-        raise ArgumentError("floor_plans: pairs of widths have no order; pass a table of weights or of inputs")
     tied = [list(tie) for tie in ties]
-    first = allocate_bits(table, budget, constraint=constraint, ties=tied)
+
+    def best(part: SensitivityTable) -> BitPlan:
+        return allocate_bits(part, budget, constraint=constraint, ties=tied, limits=limits, solver=solver)
+
+    first = best(table)
     found = {_key(first): first}
-    groups = _groups(table, tied)
-    rows = _rows(table, constraint, groups)
-    for j in range(1, len(table.options)):
-        floored = [row.at_least(j) for row in rows]
-        if sum(float(row.cost.min()) for row in floored) <= budget * (1 + SLACK):
-            plan = _frontier(table, constraint, groups, pareto_sums(floored, _MAX_POINTS)[0]).best(budget)
-            found.setdefault(_key(plan), plan)
+    for floor in table.options[1:]:
+        try:
+            plan = best(_above(table, floor))
+        except ArgumentError:  # all arguments served the first plan: nothing that high fits
+            continue
+        found.setdefault(_key(plan), plan)
     return list(found.values())
+
+
+def _above(table: SensitivityTable, floor: Bits) -> SensitivityTable:
+    keep = [j for j, option in enumerate(table.options) if np.all(np.array(option) >= np.array(floor))]
+    return replace(
+        table,
+        options=tuple(table.options[j] for j in keep),
+        omega=table.omega[:, keep],
+        error=table.error[:, keep],
+        costs={name: cost[:, keep] for name, cost in table.costs.items()},
+    )
 
 
 def _key(plan: BitPlan) -> tuple[int, ...]:

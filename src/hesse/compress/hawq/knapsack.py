@@ -45,24 +45,7 @@ class Row:
         Row
             With that option alone.
         """
-        return self._where(self.columns == column)
-
-    def at_least(self, column: int) -> "Row":
-        """Leave out the options before one.
-
-        Parameters
-        ----------
-        column : int
-            The first that stays.
-
-        Returns
-        -------
-        Row
-            With the others.
-        """
-        return self._where(self.columns >= column)
-
-    def _where(self, keep: NDArray[np.bool_]) -> "Row":
+        keep = self.columns == column
         return Row(self.cost[keep], self.omega[keep], self.columns[keep])
 
 

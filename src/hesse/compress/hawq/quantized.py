@@ -126,6 +126,19 @@ class QuantizedModel(nn.Module):
                 rounding.is_observing = False
         return self
 
+    def activation_ranges(self) -> dict[str, dict[str, float]]:
+        """Give bits and range of every rounded input, as JSON values.
+
+        Returns
+        -------
+        dict of str to dict
+            By layer: "bits", and "low" and "high", NaN before `calibrate`.
+        """
+        layers = zip(self.plan.activations.items(), self._roundings(), strict=True)
+        return {
+            layer: {"bits": bits, "low": float(part.low), "high": float(part.high)} for (layer, bits), part in layers
+        }
+
     def refit(self) -> None:
         """Fit every weight's grid to the weight as it is now."""
         if self.is_frozen:

@@ -43,7 +43,7 @@ def plan_losses(
     plans: Sequence[BitPlan],
     quantizer: UniformQuantizer | None = None,
 ) -> PlanLosses:
-    """Measure the loss under each plan, weights rounded, inputs as they are.
+    """Measure the loss under each plan, weights and inputs rounded as it says.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ def plan_losses(
     loss_fn : callable
         (model, batch) -> scalar, a mean over the examples.
     batches : object, list, DataLoader or BatchStream
-        Data to measure on.
+        Data to measure on; inputs that are rounded get their ranges from them, too.
     plans : sequence of BitPlan
         At least one.
     quantizer : UniformQuantizer, optional
@@ -70,7 +70,8 @@ def plan_losses(
 
     Notes
     -----
-    A pass over the data for every plan. Each pair of weight and width that occurs is rounded once, and kept.
+    A pass over the data for every plan, two and a copy of the model where inputs are rounded. Each pair of weight and
+    width that occurs in plans of weights alone is rounded once, and kept.
     """
     if not plans:
         raise ArgumentError("plan_losses: there are no plans")
@@ -88,9 +89,14 @@ def plan_losses(
             kept[name, bits] = rule.with_bits(bits).grid(weight, axis=axes[name]).round_trip(weight)
         return kept[name, bits]
 
+    def measured(plan: BitPlan) -> float:
+        if plan.activations:
+            return _loss(quantize_model(module, plan, rule).calibrate(loss_fn, held), {}, loss_fn, held)
+        return _loss(module, {n: rounded(n, b) for n, b in plan.weights.items()}, loss_fn, held)
+
     with torch.no_grad():
         dense = _loss(module, {}, loss_fn, held)
-        losses = [_loss(module, {n: rounded(n, b) for n, b in p.weights.items()}, loss_fn, held) for p in plans]
+        losses = [measured(plan) for plan in plans]
     values = torch.tensor(losses, dtype=torch.float64)
     return PlanLosses(tuple(plans), torch.where(values.isfinite(), values, torch.inf), dense)
 
