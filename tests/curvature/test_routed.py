@@ -96,6 +96,6 @@ def test_packed_documents(case):
 
 
 def test_without_positions_the_rows_cannot_be_told(case):
-    """The batch has to say its (B, T)."""
+    """Oracle: the error names what is missing; the batch has to say its (B, T)."""
     with pytest.raises(ShapeError, match="is an expert"):
         captured(*case, None)

@@ -254,14 +254,14 @@ def test_adapters_are_what_was_trained():
 
 
 def test_fused_experts_are_refused():
-    """A model whose experts would be passed over is not fitted without them."""
+    """Oracle: an error; a model whose experts would be passed over is not fitted without them."""
     model = decoder("Mixtral", num_key_value_heads=1, num_local_experts=3, num_experts_per_tok=2).eval()
     with pytest.raises(ArgumentError, match=r"^model: .*split_experts\(model\)"):
         Influence(model)
 
 
 def test_token_scores_of_two_texts_are_refused(tmp_path):
-    """A pair of texts has no single row of tokens."""
+    """Oracle: an error; a pair of texts has no single row of tokens."""
     build, loss, draw = OTHER["t5"]
     influence = Influence(build().to(F64).eval(), loss=loss)
     with pytest.raises(ArgumentError, match=r"^per_token"):

@@ -43,7 +43,7 @@ def test_a_second_split_changes_nothing():
 
 
 def test_experts_that_are_normalised_are_refused():
-    """What comes after the second product would be left out."""
+    """Oracle: an error; what comes after the second product would be left out."""
     model = mixture("Mixtral")
     model.model.layers[0].mlp.experts.has_post_expert_norm = True
     with pytest.raises(ArgumentError, match=r"^model"):

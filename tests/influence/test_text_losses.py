@@ -39,14 +39,14 @@ def test_drawn_labels_replace_targets_only(kind):
 
 
 def test_packed_documents_are_refused():
-    """Their attention mask looks back only."""
+    """Oracle: an error; their attention mask looks back only."""
     packed = TokenExamples(as_examples(tokens(3)).sequences, pack=True)
     with pytest.raises(ArgumentError, match=r"^pack"):
         MaskedLMLoss()(OTHER["bert"][0](), packed.batch(range(3)))
 
 
 def test_a_model_without_a_decoder_is_refused():
-    """It does not say how labels become inputs."""
+    """Oracle: an error; it does not say how labels become inputs."""
     with pytest.raises(ArgumentError, match=r"^model: .*prepare_decoder_input_ids_from_labels"):
         Seq2SeqLoss()(gpt2(), PairExamples([[1]], [[2]], ["a"]).batch([0]))
 
@@ -67,7 +67,7 @@ def test_masks_of_layers():
 
 
 def test_pairs_are_checked_and_told_apart():
-    """Bad pairs name their argument; the fingerprint sees every token and where one text ends."""
+    """Oracle: errors name their argument; the fingerprint sees every token and where one text ends."""
     with pytest.raises(ShapeError, match=r"^pairs"):
         PairExamples([[1]], [[2], [3]], ["a", "b"])
     with pytest.raises(ArgumentError, match=r"^pairs: the id 'a' occurs twice"):
@@ -88,7 +88,7 @@ def test_pairs_are_checked_and_told_apart():
 
 
 def test_a_causal_loss_of_the_same_tokens_differs():
-    """The masked loss predicts in place, the causal one the next token: shapes T and T - 1."""
+    """Oracle: by hand; the masked loss predicts in place, the causal one the next token: shapes T and T - 1."""
     batch = as_examples(tokens(2)).batch([0, 1])
     model = OTHER["bert"][0]().eval()
     assert MaskedLMLoss()(model, batch).valid.shape[1] == CausalLMLoss()(model, batch).valid.shape[1] + 1

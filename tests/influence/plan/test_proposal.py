@@ -81,7 +81,7 @@ def test_batches_are_cut_before_anything_that_changes_scores(network):
 
 
 def test_refused(network):
-    """Bad arguments are named."""
+    """Oracle: errors that name the bad argument."""
     for name in ("seconds", "memory", "disk"):
         with pytest.raises(ArgumentError, match=f"^{name}"):
             Budget(**{name: 0})

@@ -161,7 +161,7 @@ def test_more_work_takes_more_time():
 
 
 def test_refused(tmp_path):
-    """Bad arguments are named."""
+    """Oracle: errors that name the bad argument."""
     for name in ("num_sequences", "mean_length", "num_queries", "rank", "batch_tokens"):
         with pytest.raises(ArgumentError, match=f"^{name}"):
             Workload(**({"num_sequences": 5, "mean_length": 5} | {name: 0}))

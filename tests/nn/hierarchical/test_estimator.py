@@ -171,7 +171,7 @@ def test_few_samples_are_reported():
 
 
 def test_refused():
-    """Bad arguments are named."""
+    """Oracle: errors that name the bad argument."""
     x, y = torch.randn(30, 3, dtype=F64), torch.randn(30, dtype=F64)
     for name, value in {
         "degree": 0,

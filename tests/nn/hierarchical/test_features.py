@@ -64,7 +64,7 @@ def test_inner_layers_act_on_directions(inner):
 
 
 def test_refused():
-    """Bad arguments are named."""
+    """Oracle: errors that name the bad argument."""
     x = torch.randn(3, 4)
     with pytest.raises(ArgumentError, match="degree"):
         hermite(x, -1)

@@ -72,7 +72,7 @@ def test_the_second_stage_is_ridge_on_bumps():
 
 
 def test_refused():
-    """Bad arguments are named."""
+    """Oracle: errors that name the bad argument."""
     H, y = problem(5, 3)
     with pytest.raises(ShapeError, match="H"):
         stage1_ridge(H, y[:4], 1.0)
