@@ -410,15 +410,6 @@ METHODS: tuple[Method, ...] = (
         status="beta",
     ),
     Method(
-        slug="obs_pruner",
-        family="compress",
-        title="Optimal Brain Surgeon on a language model, a few of its blocks at a time",
-        papers=(Paper("Frantar, Kurtic, Alistarh", 2021, "2107.03356"),),
-        import_path="hesse.compress.OBSPruner",
-        claim="half of the weights of all MLPs dropped at once for less perplexity than by magnitude",
-        status="beta",
-    ),
-    Method(
         slug="optimistic_omd",
         family="optim",
         title="Optimistic online mirror descent, for losses that drift, are drawn at random, or both",

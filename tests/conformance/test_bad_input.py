@@ -1,7 +1,7 @@
 """The table of bad inputs: every method x every way in which its tensor can be wrong, hard or merely unusual.
 
 Influence has a table of its own, ``tests/influence/test_bad_input.py``: its inputs are models, texts and folders. The
-viewer has another, ``tests/web``: its inputs are requests. The pruner's are models, in ``tests/compress/obs``.
+viewer has another, ``tests/web``: its inputs are requests.
 """
 
 import warnings
@@ -12,7 +12,7 @@ from hesse._catalogue import METHODS
 from tests.conformance.bad_values import VARIANTS, is_finite, numbers, verdict
 from tests.conformance.methods import METHODS_UNDER_TEST
 
-TABLES_OF_THEIR_OWN = {method.slug for method in METHODS if method.slug.startswith("influence_")} | {"obs_pruner"}
+TABLES_OF_THEIR_OWN = {method.slug for method in METHODS if method.slug.startswith("influence_")}
 META = "a tensor on another device is refused by torch in its words, not by hesse"
 DEEP = "refused, but by a solver further down, in the solver's words"
 GAPS = {

@@ -26,7 +26,6 @@ FACETS = {  # of the flagship, or a program to be looked at: told on a page of t
     "influence_scale": "docs/planning.md",
     "influence_trajectory": "docs/training_runs.md",
     "influence_viewer": "docs/images/viewer_query.png",
-    "obs_pruner": "docs/gallery/compress/plot_obs.py",
 }
 
 
