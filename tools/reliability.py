@@ -10,6 +10,7 @@ import ast
 import json
 import random
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -392,6 +393,7 @@ def main(arguments: list[str]) -> int:
     it.add_argument("--only", nargs="+", metavar="R", help="only these items")
     it.add_argument("--write", action="store_true", help="write docs/reliability.md")
     options = it.parse_args(arguments)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would tests
     begun = time.monotonic()
     budget = Budget(begun + 60 * options.minutes, options.seed, options.mutation_minutes)
     findings = run([item for item in PROGRAMME if not options.only or item.number in options.only], budget)

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from hesse.influence import open_scores
+from hesse.influence.run import open_folder
 from tests.cli.conftest import invoke
 
 
@@ -51,3 +52,15 @@ def test_an_index_answers_as_scoring_does(tiny, run):
 def test_asking_without_an_index(tiny, run):
     """Oracle: the exit code of a missing artifact."""
     assert invoke("influence", "ask", run, "--queries", tiny / "queries.jsonl").exit_code == 3
+
+
+def test_a_check_that_cannot_be_made_is_refused(tiny, run):
+    """Oracle: the argument in the message, not an answer without what was asked for."""
+    assert invoke("influence", "index", run).exit_code == 0
+    folder = open_folder(run)
+    folder.commit({"corpus": {}}, drop=[name for name in folder.manifest.files if name.startswith("corpus/")])
+    options = ("influence", "ask", run, "--queries", tiny / "queries.jsonl")
+    refused = invoke(*options, "--check", 8)
+    assert refused.exit_code == 1
+    assert "check: " in refused.stderr
+    assert invoke(*options).exit_code == 0

@@ -31,8 +31,10 @@ def test_lds_is_that_of_the_library(tiny, run):
     from hesse.influence.query import Query, tokenize_query
     from hesse.influence.scores import open_scores
 
+    latest = open_scores(run).folder
     done = ask("lds", tiny, run, "--budget", 5, "--runs", 2)
     assert done.exit_code == 0, done.output
+    assert open_scores(run).folder == latest  # what was asked before is still what `top` and `report` show
     result = json.loads(done.stdout)
     model, tokenizer = load_model(tiny / "model", device="cpu")
     data = open_corpus(run, "train").sequences()

@@ -290,7 +290,7 @@ QUESTIONS: dict[str, tuple[Callable[[Path], Any], type[HesseError], str]] = {
             folder, measurement=lambda model, batch: model(batch["input_ids"]).sum(), measurement_name="sum"
         ),
         ArgumentError,
-        r"measurement: .*shape \(B,\)",
+        r"measurement: .*shape \(2,\)",
     ),
     "queries too large": (lambda folder: score(folder, query_memory=100), MemoryLimitError, "query_memory"),
     "refined queries too large": (

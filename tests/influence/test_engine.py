@@ -13,6 +13,7 @@ from hesse.curvature.scratch import Scratch
 from hesse.errors import ArgumentError
 from hesse.influence.engine import Influence
 from hesse.influence.examples import ArrayExamples, TokenExamples, as_examples
+from hesse.influence.gradients import stacked_gradients
 from hesse.influence.objective import CausalLMLoss, ClassificationLoss, LossOutput, RegressionLoss
 from hesse.influence.passes import Pass
 from hesse.influence.run import open_folder
@@ -719,3 +720,19 @@ def test_factors_print_in_a_line(tmp_path):
     net, data = classifier(), points(6)
     factors = influence_of(net, data, fisher="empirical").fit(data, tmp_path / "run", **QUIET)
     assert repr(factors) == f"Factors(ekfac, {len(factors.layers)} layers, fitted on 6 sequences)"
+
+
+@pytest.mark.parametrize("strategy", ["diagonal", "identity"])
+def test_self_influence_of_half_precision_gradients(strategy, tmp_path):
+    """Oracle: the same bfloat16 gradients, squared and summed in float64: rounding of squares would be 1e-3."""
+    model, train = gpt2(torch.bfloat16, layers=2), tokens(6)
+    influence = Influence(model, strategy=strategy)
+    factors = influence.fit(train, tmp_path / "run", **QUIET)
+    found = influence.self_influence(train, tmp_path / "run", **QUIET)
+    run_pass = Pass(model, CausalLMLoss(), influence.layers)
+    wanted = torch.zeros(6, dtype=F64)
+    for name, stack in stacked_gradients(run_pass, as_examples(train), batch_tokens=4096).items():
+        damped = factors[name].damped()
+        squares = stack.double().square()
+        wanted += (squares if damped is None else squares / damped.double()).sum((1, 2)) / 6
+    torch.testing.assert_close(found, wanted, rtol=2e-5, atol=0)

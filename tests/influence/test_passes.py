@@ -118,7 +118,7 @@ def test_a_measurement_is_followed_to_its_gradient():
         grads = dict(zip(parameters, torch.autograd.grad(value, list(parameters.values())), strict=True))
         for name, layer in select_layers(model).items():
             torch.testing.assert_close(found[name][n], layer.matrix_from_grads(grads), rtol=1e-9, atol=1e-11)
-    with pytest.raises(ArgumentError, match=r"shape \(B,\), got \(\)"):
+    with pytest.raises(ArgumentError, match=r"shape \(3,\), got \(\)"):
         gradients(model, CausalLMLoss(), lambda run: run.measured(batch, lambda net, b: measurement(net, b).sum()))
 
 
@@ -193,3 +193,14 @@ def test_a_fault_in_reading_arrives_where_its_item_would_have():
     next(early)
     early.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("hesse-read-ahead")]
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_a_measurement_has_one_value_a_sequence(pack):
+    """Oracle: by hand; a mean over the batch would make a query depend on its company."""
+    examples = TokenExamples(sequences(), 0, "right", pack)
+    batch = examples.batch(range(5))
+    model = gpt2()
+    job = Pass(model, CausalLMLoss(), select_layers(model, "mlp"))
+    with job.open(lambda _rows: None) as run, pytest.raises(ArgumentError, match=r"shape \(5,\), got \(1,\)"):
+        run.measured(batch, lambda model, b: model(input_ids=b["input_ids"]).logits.mean()[None])

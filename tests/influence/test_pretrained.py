@@ -117,6 +117,14 @@ def test_refuses_what_it_did_not_write(fitted, tmp_path):
     name = next(iter(layers))
     with pytest.raises(ArtifactError, match="do not hold"):
         Factors.from_pretrained(broken("config.json", edit(layers={name: layers[name] | {"table": "gone"}})))
+    for fields in ({"layers": []}, {"mean_tokens": None}, {"num_sequences": "many"}, {"config": None}):
+        with pytest.raises(ArtifactError, match=r"config\.json"):
+            Factors.from_pretrained(broken("config.json", edit(**fields)))
+    for damping in (-1.0, "nan"):
+        with pytest.raises(ArtifactError, match="damping"):
+            Factors.from_pretrained(
+                broken("config.json", edit(layers=layers | {name: layers[name] | {"damping": damping}}))
+            )
     with pytest.raises(ArgumentError, match="no folder"):
         Factors.from_pretrained(tmp_path / "nowhere" / "else" / "x")
     with pytest.raises(ArgumentError, match="is a file"):

@@ -281,3 +281,16 @@ def test_a_reader_keeps_what_it_has_opened(whole, tmp_path):
     with run_lock(tmp_path / "run"):
         start_folder(tmp_path / "run", CONFIG, PARENTS, resume=True, overwrite=True)
     assert np.array_equal(scores.values, before)
+
+
+def test_a_damaged_run_with_indexes_is_overwritten_when_asked(tmp_path):
+    """Oracle: the files of the indexes, which have manifests of their own and stay."""
+    folder = tmp_path / "run"
+    start_folder(folder, {"a": 1}, {}, resume=True, overwrite=False)
+    for name in ("projected", "token-index-0123456789abcdef"):
+        (folder / name).mkdir()
+        (folder / name / "manifest.json").write_text("{}")
+    (folder / "manifest.json").write_text("{")
+    start_folder(folder, {"a": 2}, {}, resume=True, overwrite=True)
+    assert open_folder(folder).manifest.config == {"a": 2}
+    assert (folder / "projected" / "manifest.json").exists()

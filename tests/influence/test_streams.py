@@ -9,6 +9,7 @@ import torch
 from hesse.errors import ArgumentError, ArgumentTypeError, ShapeError
 from hesse.influence.engine import Influence
 from hesse.influence.examples import as_examples
+from hesse.influence.gradients import collated
 from hesse.influence.mapped import MappedExamples
 from hesse.influence.streams import StreamExamples, window
 from hesse.io import open_array, save_array
@@ -155,3 +156,35 @@ def test_unknown_tokens_are_refused(kind, tmp_path):
     with pytest.raises(ArgumentError, match="60 tokens, more than the model's 32"):
         Influence(gpt2()).fit(StreamExamples(long), tmp_path / "run", **QUIET)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "function"])
+def test_windows_keep_the_order_asked_for(kind, tmp_path):
+    """Oracle: the data in memory; numbers that fall, and one that comes twice."""
+    rows = tokens(300)
+    held, path = as_examples(rows), written(tmp_path / "rows.jsonl", rows)
+    stream = StreamExamples(path if kind == "file" else lambda: iter(rows))
+    numbers = [270, 5, 5, 40]
+    found, wanted = window(stream, numbers), window(held, numbers)
+    assert (list(found.ids), list(found.lengths)) == (wanted.ids, wanted.lengths)
+    same(found.batch([3, 0, 1, 2]), wanted.batch([3, 0, 1, 2]))
+    same(collated(stream, numbers, torch.device("cpu")), collated(held, numbers, torch.device("cpu")))
+
+
+def test_reading_that_was_interrupted_begins_anew():
+    """Oracle: the window that an undisturbed stream gives; the source fails once in the middle of one."""
+    rows, fails = tokens(30), [20]
+
+    def source():
+        for number, row in enumerate(rows):
+            if number in fails:
+                fails.clear()
+                raise ConnectionError("once")
+            yield row
+
+    stream = StreamExamples(source, count=30, name="rows")
+    wanted = as_examples(rows)
+    window(stream, range(10))
+    with pytest.raises(ConnectionError):
+        window(stream, range(10, 25))
+    assert list(window(stream, range(10, 25)).ids) == wanted.ids[10:25]

@@ -61,6 +61,26 @@ def test_units_end_where_rows_end():
     assert plan_row_units(10, 4, 4, None) == [range(4, 8), range(8, 10)]
 
 
+def test_units_of_another_size_leave_nothing_out():
+    """Oracle: all that is left to do, after a start that is no multiple of the new size."""
+    starts = np.array([0, 3, 4, 9, 10])
+    assert plan_row_units(10, 3, 4, None) == [range(4, 6), range(6, 9), range(9, 10)]
+    assert plan_row_units(12, 3, 4, starts) == [range(4, 9), range(9, 12)]
+    assert plan_row_units(12, 3, 12, starts) == []
+
+
+def test_rows_need_not_be_listed_in_a_list(fitted):
+    """Oracle: the starts of the same rows in a list."""
+    _influence, data, _folder = fitted
+
+    class Rows(TokenExamples):
+        @property
+        def rows(self):
+            return tuple(super().rows)
+
+    np.testing.assert_array_equal(row_starts(Rows(data.sequences)), row_starts(data))
+
+
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):
     """A fitted run, and data in which two rows in three were cut into several sequences."""

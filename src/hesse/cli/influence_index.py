@@ -78,19 +78,22 @@ def ask(
     """Answer queries from the index of a run: one backward pass a query, and none over the corpus.
 
     Example: hesse influence ask runs/demo --queries queries.jsonl -k 10 --check 200
-    """
+    """  # noqa: DOC501 - it is the help text
     from hesse.cli._model import build
     from hesse.cli._scoring import load_of
+    from hesse.errors import ArgumentError
     from hesse.influence.corpus import find_corpus
     from hesse.influence.prefilter import open_projected
     from hesse.influence.query import read_queries, tokenize_query
 
     asked = read_queries(queries)
+    corpus = find_corpus(run, open_projected(run / "projected").manifest.parents["scored"])
+    if corpus is None and check is not None:
+        raise ArgumentError(f"check: {run} keeps no texts of what was indexed, so nothing can be scored in full")
     folder, network, tokenizer = load_of(run, needs_texts=False, trust_remote_code=trust_remote_code)
     config = folder.manifest.config
     questions = [tokenize_query(query, tokenizer, config["info"]["max_length"]) for query in asked]
     influence = build(network, config, config["info"]["modules"])
-    corpus = find_corpus(run, open_projected(folder.path / "projected").manifest.parents["scored"])
     sequences = corpus.sequences() if corpus is not None and check is not None else None
     found = influence.ask(questions, run, check=sequences, sample=check or 200)
     listed = []

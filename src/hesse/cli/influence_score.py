@@ -77,6 +77,8 @@ def score(
 
     if steps is not None and strategy is None:
         raise ArgumentError("steps: they are those of a solver; pass --strategy pcg, cg or lissa")
+    if strategy is not None:
+        solver_named(strategy, steps=steps)  # a typing mistake is worth knowing before a model is loaded
     with join_team() as team:  # of one process, unless torchrun started it
         asked = read_queries(queries)
         rows = None if data is None else read_rows(data)

@@ -380,6 +380,7 @@ def self_scores(
         float64.
     """
     out = torch.zeros(len(examples), dtype=torch.float64)
+    wide = torch.float64 if next(run_pass.model.parameters()).dtype == torch.float64 else torch.float32
     places: list[int] = []
     scratch = Scratch()
 
@@ -391,7 +392,7 @@ def self_scores(
         parts: list[Tensor] = []
         for block in rows.blocks(BLOCK_ENTRIES):
             if factor.left is None or factor.right is None:
-                gradient = sequence_gradients(block)
+                gradient = sequence_gradients(block).to(wide)
             else:
                 gradient = rotated_gradients(block, factor.left, factor.right, scratch)
             squares = gradient.square() if damped is None else gradient.square() / damped

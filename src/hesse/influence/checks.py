@@ -18,6 +18,7 @@ __all__ = [
     "check_batching",
     "check_dtype",
     "check_loss",
+    "check_ranking",
     "check_supervised",
     "check_tokens",
     "of_kind",
@@ -192,6 +193,41 @@ def check_supervised(queries: Examples, loss: Loss) -> None:
         counted = labels[:, 1:] if isinstance(loss, CausalLMLoss) else labels
         if not bool((counted != -100).any()):
             raise ArgumentError(f"queries: {name!r} has no supervised token, its completion is empty")
+
+
+def check_ranking(query: int | str, k: int, sign: int, ids: Items[str]) -> int:
+    """Find a query whose strongest rows are asked for, and refuse a list of nothing.
+
+    Parameters
+    ----------
+    query : int or str
+        Number or id.
+    k : int
+        Length of the list.
+    sign : {1, -1}
+        Proponents or opponents.
+    ids : sequence of str
+        Of all queries.
+
+    Returns
+    -------
+    int
+        Its number.
+
+    Raises
+    ------
+    ArgumentError
+        If the query is unknown, ``k < 1`` or the sign is neither.
+    """
+    if k < 1 or sign not in (1, -1):
+        raise ArgumentError(f"topk: expected k >= 1 and sign 1 or -1, got k={k}, sign={sign}")
+    if isinstance(query, str):
+        if query not in ids:
+            raise ArgumentError(f"query: no {query!r} among {', '.join(ids[:5])}")
+        return ids.index(query)
+    if not 0 <= query < len(ids):
+        raise ArgumentError(f"query: expected 0 to {len(ids) - 1}, got {query}")
+    return query
 
 
 def check_batching(batch_tokens: int, batch_size: int | None, unit_size: int) -> None:

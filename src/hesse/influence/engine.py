@@ -1,21 +1,18 @@
 """The front door: fit the curvature of a model once, then ask which training sequences moved which outputs."""
 
-import copy
 import secrets
 from collections.abc import Callable, Mapping
-from collections.abc import Sequence as Items
-from dataclasses import asdict, replace
+from dataclasses import replace
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hesse.curvature.ekfac import Absolute, Damping, Relative
 from hesse.curvature.layers import Picker, select_layers
-from hesse.errors import ArgumentError, ArtifactError, MemoryLimitError
+from hesse.errors import ArgumentError
 from hesse.influence.candidates import self_scores
 from hesse.influence.checks import (
     check_batching,
@@ -26,40 +23,49 @@ from hesse.influence.checks import (
     of_kind,
     one_of,
 )
-from hesse.influence.contraction import check_rank
-from hesse.influence.distributed import ALONE, Team, is_sharded, whole_tensors
+from hesse.influence.distributed import ALONE, Team, whole_tensors
 from hesse.influence.examples import Examples, as_examples, split_targets
 from hesse.influence.experts import has_fused_experts
 from hesse.influence.factors import Factors, check_against, damping_text, load_factors
 from hesse.influence.fit import FitSettings, fit_factors
 from hesse.influence.identity import loss_identity
 from hesse.influence.objective import CausalLMLoss, Loss
-from hesse.influence.passes import Fisher, Measurement, Pass, check_model
+from hesse.influence.passes import Fisher, Measurement, Pass, check_model, in_full_precision
 from hesse.influence.prefilter import (
     Prefilter,
     ProjectedIndex,
     ProjectedScores,
     build_projected,
+    check_sample,
     choose_for_run,
     open_projected,
     sample_agreement,
 )
 from hesse.influence.question import Question, answer, num_refined
-from hesse.influence.run import RunFolder, forget_missing, open_folder, remove_unnamed, start_folder, writing_run
-from hesse.influence.score import PrepareFunction, ScoreSettings, check_memory, prepare_queries
+from hesse.influence.run import RunFolder, open_folder, start_folder, writing_run
+from hesse.influence.score import PrepareFunction, ScoreSettings, prepare_queries
 from hesse.influence.scores import Scores, open_scores
+from hesse.influence.settings import (
+    FACTORS,
+    check_blocks,
+    check_question,
+    check_refining,
+    check_same_run,
+    check_team,
+    fitted_on,
+    question_settings,
+    take_up,
+)
 from hesse.influence.solvers.options import CG, PCG, FactorStrategy, LiSSA, Solver, solver_named
 from hesse.influence.solvers.solve import solve
 from hesse.influence.solvers.stored import StoredSolver, solved_self_scores, training_set
 from hesse.influence.solvers.system import DampedGaussNewton, damped_ggn
-from hesse.influence.text_losses import Seq2SeqLoss
 from hesse.io import config_hash, hash_tensors
 
 __all__ = ["Influence", "Strategy"]
 
 Strategy = FactorStrategy | Literal["pcg", "cg", "lissa"] | Solver
 
-_FACTORS = ("ekfac", "kfac", "shampoo", "diagonal", "identity")
 _SOLVERS = ("pcg", "cg", "lissa")
 
 
@@ -134,7 +140,7 @@ class Influence:
         of_kind("seed", seed, Integral, "a whole number")
         solver = solver_named(strategy) if isinstance(strategy, str) and strategy in _SOLVERS else strategy
         if isinstance(solver, str):
-            one_of("strategy", solver, (*_FACTORS, *_SOLVERS))
+            one_of("strategy", solver, (*FACTORS, *_SOLVERS))
         else:
             of_kind("strategy", solver, (PCG, CG, LiSSA), "text, PCG, CG or LiSSA")
         one_of("fisher", fisher, ("sampled", "empirical", "exact"))
@@ -222,14 +228,12 @@ class Influence:
             If the folder holds a run with other settings, or an argument is out of range.
         """
         examples = as_examples(dataset)
-        if max_sequences is not None and max_sequences < 1:
-            raise ArgumentError(f"max_sequences: expected >= 1, got {max_sequences}")
+        order = fitted_on(len(examples), max_sequences, self.seed)
         check_batching(batch_tokens, batch_size, unit_size)
         check_model(self.model)
         check_tokens(self.model, examples, "dataset")
-        self._check_blocks()
-        self._check_team(team)
-        order = self._fitted_on(len(examples), max_sequences)
+        check_blocks(self.layers, self.strategy, self.blocks)
+        check_team(team, self.model, self.solver)
         self._train = examples
         config = self._config() | {"num_sequences": len(examples), "fitted_on": len(order), "info": dict(info or {})}
         parents = {"model": self.model_hash(), "data": examples.fingerprint()}
@@ -326,81 +330,50 @@ class Influence:
         ArtifactError
             If the factors belong to another model.
         """
-        if rank is not None:
-            of_kind("rank", rank, Integral, "a whole number or None")
-            rank = int(rank)
+        check_question(
+            loss=self.loss, rank=rank, refine_topk=refine_topk, per_layer=per_layer, per_token=per_token,
+            per_query_token=per_query_token, measurement=measurement, measurement_name=measurement_name, units=units,
+            top_k=top_k, prefilter=prefilter,
+        )  # fmt: skip
         asked, candidates = as_examples(queries, argument="queries"), as_examples(dataset)
-        check_rank(rank)
         check_batching(batch_tokens, batch_size, unit_size)
-        one_of("units", units, ("nats", "raw"))
-        if refine_topk is not None and refine_topk < 0:
-            raise ArgumentError(f"refine_topk: expected >= 0, got {refine_topk}")
-        if top_k is not None:
-            _check_top(top_k, per_layer or per_token or per_query_token)
-        of_kind("prefilter", prefilter, (Prefilter, type(None)), "a Prefilter or None")
-        if measurement is not None and not measurement_name:
-            raise ArgumentError(
-                "measurement_name: name the measurement, so that its scores can be told from others in the run"
-            )
-        if per_token and isinstance(self.loss, Seq2SeqLoss):
-            raise ArgumentError("per_token: a sequence of a sequence-to-sequence model is two texts; leave it out")
-        if per_query_token and measurement is not None:
-            raise ArgumentError("per_query_token: a measurement has no tokens; leave out one of the two")
         check_model(self.model)
         check_tokens(self.model, asked, "queries")
         check_tokens(self.model, candidates, "dataset")
+        rank, top_k = (None if value is None else int(value) for value in (rank, top_k))
         refine_topk = num_refined(refine_topk, self.layers, rank, self.dtype, terms=per_layer or per_token)
+        settings = ScoreSettings(
+            rank, per_layer, per_token, batch_tokens, batch_size, unit_size, checkpoint_seconds, query_memory,
+            _shown(progress, team),
+        )  # fmt: skip
+        if refine_topk:
+            check_refining(self._pass(), settings)
         if measurement is None:
             check_supervised(asked, self.loss)
         targets = split_targets(asked) if per_query_token else None
-        self._check_team(team)
+        check_team(team, self.model, self.solver)
         folder = Path(run_dir)
         open_folder(folder)  # no lock, and so no folder, where there is no run
         with writing_run(folder, team):
-            run = RunFolder(folder, team.first(lambda: _taken_up(folder).manifest), team)
-            self._check_same_model(run)
+            run = RunFolder(folder, team.first(lambda: take_up(folder).manifest), team)
+            check_same_run(run, self.model_hash(), self._config())
             factors = load_factors(folder, run.manifest, device=self._device)
             check_against(self.layers, factors, str(folder))
-            description = {
-                "queries": asked.fingerprint(),
-                "data": candidates.fingerprint(),
-                "rank": rank,
-                "refine_topk": refine_topk,
-                "per_layer": per_layer,
-                "per_token": per_token,
-                "measurement": measurement_name,
-                "units": units,
-            }
-            # settings that came later leave the names of older scores as they are
-            description |= ({"per_query_token": True} if per_query_token else {}) | ({"top_k": top_k} if top_k else {})
+            description = question_settings(
+                asked, candidates, rank=rank, refine_topk=refine_topk, per_layer=per_layer, per_token=per_token,
+                per_query_token=per_query_token, measurement_name=measurement_name, units=units, top_k=top_k,
+                prefilter=prefilter, solver=self.solver,
+            )  # fmt: skip
             team.agree(description | {"unit_size": unit_size, "batch_tokens": batch_tokens, "batch_size": batch_size})
-            if prefilter is not None:
-                description["prefilter"] = asdict(prefilter)
-            if self.solver is not None:
-                description["solver"] = {"name": type(self.solver).__name__, **asdict(self.solver)}
             where = f"scores/{config_hash(description)[:16]}"
             state = run.stage(f"score:{where}")
             if not state.get("done"):
-                settings = ScoreSettings(
-                    rank,
-                    per_layer,
-                    per_token,
-                    batch_tokens,
-                    batch_size,
-                    unit_size,
-                    checkpoint_seconds,
-                    query_memory,
-                    _shown(progress, team),
-                )
-                run_pass = self._pass()
-                if refine_topk:
-                    _check_refining(run_pass, settings, self._wide)
                 total = 1 if units == "raw" else int(run.manifest.config["num_sequences"])
                 fresh = {"sequences": 0, "parts": [], "prepared": False, "done": False, "info": dict(info or {})}
                 state = state or description | fresh
                 chosen: Examples = candidates
                 if prefilter is not None:
-                    shown = _shown(progress, team)
+                    shown = settings.show_progress
                     chosen, state = choose_for_run(run, where, state, asked, candidates, prefilter, show_progress=shown)
                 question = Question(where, asked, chosen, total, refine_topk, settings, measurement, targets, top_k)
                 prepare_fn: PrepareFunction = prepare_queries
@@ -409,15 +382,9 @@ class Influence:
                     system = self._system(run, exact_pass, factors, candidates)
                     prepare_fn = StoredSolver(run, where, state, system, self.solver, exact_pass)
                 answer(
-                    run,
-                    question,
-                    state,
-                    run_pass,
-                    factors,
-                    self._exact_pass,
-                    dtype=self.dtype,
+                    run, question, state, self._pass(), factors, self._exact_pass, dtype=self.dtype,
                     prepare_fn=prepare_fn,
-                )
+                )  # fmt: skip
             run.commit({"score": {"latest": where}})
             return open_scores(run, where)
 
@@ -456,7 +423,7 @@ class Influence:
         check_model(self.model)
         check_tokens(self.model, examples, "dataset")
         run = open_folder(run_dir)
-        self._check_same_model(run)
+        check_same_run(run, self.model_hash(), self._config())
         factors = load_factors(run.path, run.manifest, device=self._device)
         return build_projected(
             self._pass(), factors, examples, run.path / "projected", k_in=k_in, k_out=k_out, dtype=dtype,
@@ -486,25 +453,25 @@ class Influence:
         Raises
         ------
         ArgumentError
-            If ``check`` is not what was indexed.
+            If ``check`` is not what was indexed, or ``sample < 3``.
         ArtifactError
-            If there is no index, or it is of another model.
+            If there is no index, or it is of other factors.
         """
         asked = as_examples(queries, argument="queries")
         check_model(self.model)
         check_tokens(self.model, asked, "queries")
         check_supervised(asked, self.loss)
         run = open_folder(run_dir)
-        self._check_same_model(run)
-        stored = open_projected(run.path / "projected", model=self.model_hash())
+        check_same_run(run, self.model_hash(), self._config())
+        stored = open_projected(run.path / "projected")
+        corpus = None if check is None else as_examples(check, argument="check")
+        if corpus is not None:
+            check_sample(sample, stored, corpus)
         factors = load_factors(run.path, run.manifest, device=self._device)
         total = int(run.manifest.config["num_sequences"])
         found = stored.score(self._pass(), factors, asked, total)
-        if check is None:
+        if corpus is None:
             return found
-        corpus = as_examples(check, argument="check")
-        if corpus.fingerprint() != stored.manifest.parents["scored"]:
-            raise ArgumentError(f"check: it is not the corpus that was indexed in {stored.path}")
         agreement = sample_agreement(self._exact_pass(), factors, asked, corpus, found, total, sample=sample)
         return replace(found, agreement=agreement)
 
@@ -541,9 +508,10 @@ class Influence:
         check_batching(batch_tokens, None, 1)
         check_model(self.model)
         check_tokens(self.model, examples, "dataset")
-        self._check_team(team)
+        check_team(team, self.model, self.solver)
+        team.agree({"dataset": examples.fingerprint(), "batch_tokens": batch_tokens})
         run = open_folder(run_dir)
-        self._check_same_model(run)
+        check_same_run(run, self.model_hash(), self._config())
         factors = load_factors(run.path, run.manifest, device=self._device)
         total = int(run.manifest.config["num_sequences"])
         if self.solver is not None:
@@ -580,15 +548,11 @@ class Influence:
         else:
             if self._train is None:
                 raise ArgumentError("ihvp: a solver multiplies with the training set; call fit on this object first")
-            exact_pass = self._exact_pass()
-            order = self._fitted_on(len(self._train), factors.num_sequences)
-            system = damped_ggn(exact_pass.model, self._train, factors, loss=self.loss, numbers=order)
+            numbers = fitted_on(len(self._train), factors.num_sequences, self.seed)
+            system = damped_ggn(self._exact_pass().model, self._train, factors, loss=self.loss, numbers=numbers)
             stacks = {name: matrix[None].to(self._wide) for name, matrix in matrices.items()}
             inverse = {name: stack[0] for name, stack in solve(system, stacks, self.solver).matrices.items()}
-        out: dict[str, Tensor] = {}
-        for name, layer in self.layers.items():
-            out |= layer.grads_from_matrix(inverse[name])
-        return out
+        return {n: g for name, layer in self.layers.items() for n, g in layer.grads_from_matrix(inverse[name]).items()}
 
     def model_hash(self) -> str:
         """Hash all parameters and buffers, by which a run knows its model; every gradient depends on all of them.
@@ -604,26 +568,12 @@ class Influence:
         return Pass(self.model, self.loss, self.layers, self.seed, self.positions == "attended")
 
     def _exact_pass(self) -> Pass:
-        # the same in float32, if the model is in less
-        if self.dtype in (torch.float32, torch.float64):
-            return self._pass()
-        if is_sharded(self.model):
-            raise ArgumentError("refine_topk: a model in shards cannot be copied to float32; pass refine_topk=0")
-        model = copy.deepcopy(self.model).float()
-        layers = select_layers(model, lambda name, _module: name in self.layers, allow_head=True)
-        return replace(self._pass(), model=model, layers=layers)
-
-    def _fitted_on(self, total: int, most: int | None) -> Items[int]:
-        # the sequences whose curvature is measured: a function of the seed and the two numbers alone
-        if most is None or most >= total:
-            return range(total)
-        picked = np.random.default_rng(self.seed).choice(total, most, replace=False)
-        return sorted(int(i) for i in picked)
+        return in_full_precision(self._pass())
 
     def _system(self, run: RunFolder, run_pass: Pass, factors: Factors, candidates: Examples) -> DampedGaussNewton:
         train = training_set(run, [candidates, *([] if self._train is None else [self._train])])
-        order = self._fitted_on(len(train), factors.num_sequences)
-        return damped_ggn(run_pass.model, train, factors, loss=self.loss, numbers=order)
+        numbers = fitted_on(len(train), factors.num_sequences, self.seed)
+        return damped_ggn(run_pass.model, train, factors, loss=self.loss, numbers=numbers)
 
     def _config(self) -> dict[str, Any]:
         return {
@@ -638,69 +588,9 @@ class Influence:
             "loss": loss_identity(self.loss, self._stranger),
         }
 
-    def _check_same_model(self, run: RunFolder) -> None:
-        found, mine = run.manifest.config, self._config()
-        if run.manifest.parents.get("model") != self.model_hash() or found.get("layers") != mine["layers"]:
-            raise ArtifactError(
-                f"run: the factors in {run.path} were fitted on another model or checkpoint, or on other layers of "
-                "it; fit them again"
-            )
-        differing = [
-            f"{key} ({found.get(key)!r} there, {value!r} now)" for key, value in mine.items() if found.get(key) != value
-        ]
-        if differing:
-            raise ArgumentError(
-                f"run: the factors in {run.path} were fitted with other settings: {', '.join(differing)}; use the "
-                "same ones, or fit again"
-            )
-
-    def _check_team(self, team: Team) -> None:
-        if team.size == 1 and is_sharded(self.model):
-            raise ArgumentError(
-                "team: the model's parameters are in shards (fully_shard), so its processes must run it together; pass "
-                "team= from hesse.influence.join_team() on each of them"
-            )
-        if team.size > 1 and self.solver is not None:
-            raise ArgumentError(
-                f"team: {type(self.solver).__name__} solves in one process; leave out team=, or use one of the "
-                f"strategies {', '.join(_FACTORS)}"
-            )
-
-    def _check_blocks(self) -> None:
-        for name, layer in self.layers.items():
-            if self.strategy in ("ekfac", "kfac", "shampoo") and self.blocks > min(layer.out_features, layer.columns):
-                raise ArgumentError(
-                    f"blocks: expected 1 to {min(layer.out_features, layer.columns)} for layer {name!r}, got "
-                    f"{self.blocks}"
-                )
-
     @property
     def _device(self) -> str:
         return str(next(self.model.parameters()).device)
-
-
-def _check_refining(run_pass: Pass, settings: ScoreSettings, dtype: torch.dtype) -> None:
-    # one query at full rank at least, which is needed at the very end: said before any work
-    try:
-        check_memory(run_pass, 1, replace(settings, rank=None), dtype, argument="refine_topk")
-    except MemoryLimitError as error:
-        raise MemoryLimitError(f"{error}, or leave out the second stage with refine_topk=0") from error
-
-
-def _check_top(top_k: int, terms: bool) -> None:
-    of_kind("top_k", top_k, Integral, "a whole number or None")
-    if top_k < 1:
-        raise ArgumentError(f"top_k: expected >= 1 or None for all scores, got {top_k}")
-    if terms:
-        raise ArgumentError("top_k: shares of tokens and layers are kept with all scores only; leave one of them out")
-
-
-def _taken_up(folder: Path) -> RunFolder:
-    # a finished fit, without what a killed process left
-    run = open_folder(folder)
-    remove_unnamed(run)
-    forget_missing(run, factors=False)
-    return run
 
 
 def _shown(progress: bool | None, team: Team) -> bool | None:

@@ -73,9 +73,7 @@ def collated(examples: Examples, numbers: Items[int], device: torch.device) -> d
     dict of str to Tensor
         As the loss takes it.
     """
-    rising = sorted(numbers)
-    places = {number: place for place, number in enumerate(rising)}
-    batch = window(examples, rising).batch([places[number] for number in numbers])
+    batch = window(examples, numbers).batch(range(len(numbers)))
     return {key: value.to(device) for key, value in batch.items()}
 
 

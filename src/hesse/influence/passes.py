@@ -4,12 +4,13 @@ Labels drawn from the model come from a counter keyed by (seed, sequence id, sta
 restarts, the number of processes and the company of other sequences never change a draw.
 """
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Items
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -17,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from hesse.curvature.capture import Captured, LayerStream, dgrad_only
-from hesse.curvature.layers import TrackedLayer
+from hesse.curvature.layers import TrackedLayer, select_layers
 from hesse.errors import ArgumentError, NumericalError
+from hesse.influence.distributed import is_sharded
 from hesse.influence.objective import Batch, Loss, LossOutput, Masks, check_is_likelihood
 
-__all__ = ["Fisher", "Measurement", "Pass", "check_model", "read_ahead"]
+__all__ = ["Fisher", "Measurement", "Pass", "check_model", "in_full_precision", "read_ahead"]
 
 T = TypeVar("T")
 
@@ -164,11 +166,12 @@ class Pass:
         stream = self._require()
         with stream.batch(batch.get("segment_ids")):
             values = measurement(self.model, batch)
-            if values.dim() != 1:
+            labels, mask, segments = batch["labels"], batch.get("attention_mask"), batch.get("segment_ids")
+            count = len(labels) if segments is None else int(segments.max()) + 1
+            if values.shape != (count,):
                 raise ArgumentError(
-                    f"measurement: expected one value a sequence, shape (B,), got {tuple(values.shape)}"
+                    f"measurement: expected one value a sequence, shape ({count},), got {tuple(values.shape)}"
                 )
-            labels, mask = batch["labels"], batch.get("attention_mask")
             if mask is not None and mask.dim() == 2:
                 stream.positions(mask.bool(), None if bool(mask.all()) else ~mask.bool())
             else:
@@ -210,6 +213,33 @@ def check_model(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if module.training:
             raise ArgumentError(f"model: {name or type(model).__name__!r} is in train() mode; call model.eval() first")
+
+
+def in_full_precision(run_pass: Pass) -> Pass:
+    """Return a pass of the same model in float32 or wider.
+
+    Parameters
+    ----------
+    run_pass : Pass
+        In any dtype.
+
+    Returns
+    -------
+    Pass
+        The same one, unless its model is in half precision, and then one with a copy.
+
+    Raises
+    ------
+    ArgumentError
+        If the model would have to be copied, and is in shards.
+    """
+    if next(run_pass.model.parameters()).dtype in (torch.float32, torch.float64):
+        return run_pass
+    if is_sharded(run_pass.model):
+        raise ArgumentError("model: one in shards cannot be copied to float32")
+    model = copy.deepcopy(run_pass.model).float()
+    layers = select_layers(model, lambda name, _module: name in run_pass.layers, allow_head=True)
+    return replace(run_pass, model=model, layers=layers)
 
 
 def read_ahead(items: Iterable[T]) -> Iterator[T]:

@@ -131,10 +131,9 @@ def load_pretrained(
             tensors |= load_tensors((folder / name).resolve(), entry, device=device)  # a hub's cache has links
     try:
         layers = {name: _layer(parts, tensors) for name, parts in config["layers"].items()}
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{folder / _CONFIG}: it names what its files do not hold: {error}") from error
-    mean_tokens = float(config["mean_tokens"])
-    return Factors(layers, int(config["num_sequences"]), mean_tokens, config["config"], config["parents"])
+    return Factors(layers, config["num_sequences"], float(config["mean_tokens"]), config["config"], config["parents"])
 
 
 def _lay_out(factors: Factors) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
@@ -174,6 +173,8 @@ def _layer(parts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LayerFact
 
     table = None if parts["table"] is None else tensors[parts["table"]]
     layer = LayerFactors(basis(parts["left"]), basis(parts["right"]), table, float(parts["damping"]))
+    if not layer.damping >= 0:
+        raise ValueError(f"a damping of {layer.damping}")
     shapes = [side.shape[0] for side in (layer.left, layer.right) if side is not None]
     if table is not None and (list(table.shape) != parts["shape"] or (shapes and shapes != list(table.shape))):
         raise ValueError(f"shapes {shapes}, {list(table.shape)} and {parts['shape']} do not fit together")
@@ -243,6 +244,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise ArtifactError(f"{path}: damaged: {error}") from error
     if not good or any("/" in name for name in config["files"]):
         raise ArtifactError(f"{path}: damaged: its files have no sizes and checksums, or lie in other folders")
+    kinds = {"config": dict, "parents": dict, "num_sequences": int, "mean_tokens": (int, float)}
+    for name, kind in kinds.items():
+        if not isinstance(config[name], kind):
+            raise ArtifactError(f"{path}: damaged: {name} is {config[name]!r}")
     return config
 
 

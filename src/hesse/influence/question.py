@@ -77,7 +77,7 @@ def num_refined(
         return 0
     if asked is None:
         return 0 if terms else DEFAULT_REFINED
-    return asked
+    return int(asked)
 
 
 def answer(

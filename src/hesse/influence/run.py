@@ -7,6 +7,7 @@ killed at any moment, the folder holds the last complete state. Folder layout:
     cov-<n>/<layer>.{A,S}.safetensors    sums over the first n sequences, while fitting
     eig/<layer>.{A,S}.safetensors        eigenbases        lam-<n>/<layer>.safetensors   eigenvalue tables
     queries/<hash>/…, scores/<hash>/…    preconditioned queries, scores of one question
+    projected/, token-index-<hash>/      indexes, each with a manifest of its own
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,7 +31,17 @@ from hesse.io import (
     write_manifest,
 )
 
-__all__ = ["KIND", "RunFolder", "forget_missing", "open_folder", "remove_unnamed", "start_folder", "writing_run"]
+__all__ = [
+    "KIND",
+    "RunFolder",
+    "forget_missing",
+    "is_damaged",
+    "keeping_latest",
+    "open_folder",
+    "remove_unnamed",
+    "start_folder",
+    "writing_run",
+]
 
 KIND = "influence-run"
 
@@ -43,6 +54,7 @@ _OWNED = (
     "scores/*/*",
     "corpus/*/*",
 )  # where this layout puts files
+_BESIDE = ("projected", "token-index-*")  # indexes with manifests of their own, which any run may take up
 
 
 @dataclass(slots=True)
@@ -171,7 +183,7 @@ def start_folder(
     """
     folder = Path(path)
     fresh = Manifest(kind=KIND, config=dict(config), parents=dict(parents), stages={}, files={})
-    damaged = overwrite and manifest_exists(folder) and _is_damaged(folder)
+    damaged = overwrite and manifest_exists(folder) and is_damaged(folder)
     if manifest_exists(folder) and not damaged:
         found = RunFolder(folder, read_manifest(folder, KIND))
         differing = _differences(found.manifest, fresh)
@@ -250,6 +262,26 @@ def _take_lock(stack: ExitStack, folder: Path, team: Team) -> None:
     stack.enter_context(run_lock(folder, together=team.size > 1))
 
 
+@contextmanager
+def keeping_latest(path: Path | str) -> Iterator[None]:
+    """Leave the latest question of a run what it was, whatever is asked inside the block.
+
+    Parameters
+    ----------
+    path : Path
+        The folder of a run, whose lock nobody holds.
+
+    Yields
+    ------
+    None
+        A block that fails has left it as it was anyway, unless it finished a question first.
+    """
+    latest = open_folder(path).stage("score")
+    yield
+    with writing_run(path):
+        open_folder(path).commit({"score": latest})
+
+
 def remove_unnamed(run: RunFolder) -> None:
     """Delete what a killed process never committed, or dropped and never deleted; only in folders this layout owns.
 
@@ -317,8 +349,19 @@ def _differences(found: Manifest, wanted: Manifest) -> list[str]:
     return [f"{key} ({mine.get(key)!r} there, {theirs.get(key)!r} now)" for key in keys]
 
 
-def _is_damaged(folder: Path) -> bool:
-    # a manifest of another kind can be read, and is nobody's to overwrite
+def is_damaged(folder: Path) -> bool:
+    """Tell whether a manifest is there that cannot be read; one of another kind can, and is nobody's to overwrite.
+
+    Parameters
+    ----------
+    folder : Path
+        With a manifest.
+
+    Returns
+    -------
+    bool
+        Whether what it named is lost.
+    """
     try:
         read_manifest(folder)
     except ArtifactError:
@@ -328,4 +371,5 @@ def _is_damaged(folder: Path) -> bool:
 
 def _is_owned(entry: Path) -> bool:
     # a name at the top of a run that this layout uses
-    return entry.name == MANIFEST_NAME or any(entry.match(pattern.split("/")[0]) for pattern in _OWNED)
+    patterns = [MANIFEST_NAME, *_BESIDE, *(pattern.split("/")[0] for pattern in _OWNED)]
+    return any(entry.match(pattern) for pattern in patterns)

@@ -15,14 +15,15 @@ import numpy as np
 from torch import Tensor
 
 from hesse.errors import ArgumentError, ArgumentTypeError
-from hesse.influence.examples import Examples, as_sequence, check_sequence
+from hesse.influence.examples import Examples, TokenExamples, as_sequence, check_sequence, plan_units
 from hesse.influence.mapped import Extremes
 from hesse.influence.sequences import Sequence, collate, fingerprint
 from hesse.io import hash_bytes
 
-__all__ = ["StreamExamples", "Window", "window"]
+__all__ = ["StreamExamples", "Window", "token_rows", "window"]
 
 _STRIDE = 256  # sequences between two places of a file that are remembered
+_WINDOW = 256  # sequences in memory where only their tokens are looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +43,12 @@ def window(examples: Examples, numbers: Items[int]) -> Window:
     examples : Examples
         The data set. One with a method ``window(numbers)`` of its own is asked for it.
     numbers : sequence of int
-        Which, rising.
+        Which, in any order.
 
     Returns
     -------
     Window
-        Of as many sequences.
+        Of as many sequences, in that order.
     """
     own = getattr(examples, "window", None)
     if own is not None:
@@ -58,6 +59,40 @@ def window(examples: Examples, numbers: Items[int]) -> Window:
         [lengths[i] for i in numbers],
         lambda indices: examples.batch([numbers[i] for i in indices]),
     )
+
+
+def token_rows(examples: Examples, numbers: range, argument: str = "dataset") -> Iterator[np.ndarray]:
+    """Read the tokens of some sequences, without padding.
+
+    Parameters
+    ----------
+    examples : Examples
+        Token sequences.
+    numbers : range
+        Which.
+    argument : str, default "dataset"
+        What an error calls them.
+
+    Yields
+    ------
+    ndarray of int, shape (T,)
+        One a sequence.
+
+    Raises
+    ------
+    ArgumentError
+        If they are no token sequences.
+    """
+    if isinstance(examples, TokenExamples):
+        yield from (examples.sequences[i].input_ids for i in numbers)
+        return
+    for unit in plan_units(numbers.stop, _WINDOW, numbers.start):
+        batch = window(examples, unit).batch(range(len(unit)))
+        if "input_ids" not in batch:
+            raise ArgumentError(f"{argument}: shared tokens are looked for, and these are no token sequences")
+        mask = batch.get("attention_mask")
+        for row, tokens in enumerate(batch["input_ids"]):
+            yield (tokens if mask is None else tokens[mask[row].bool()]).numpy()
 
 
 class StreamExamples:
@@ -166,9 +201,7 @@ class StreamExamples:
         dict of str to Tensor
             ``input_ids``, ``attention_mask`` and ``labels``.
         """
-        numbers = sorted(set(indices))
-        place = {number: i for i, number in enumerate(numbers)}
-        return self.window(numbers).batch([place[i] for i in indices])
+        return self.window(indices).batch(range(len(indices)))
 
     def fingerprint(self) -> str:
         """Hash over ids, tokens and labels, in order, or over the name that was given.
@@ -196,33 +229,35 @@ class StreamExamples:
         Parameters
         ----------
         numbers : sequence of int
-            Which, rising.
+            Which, in any order; the source is read from the least to the greatest of them.
 
         Returns
         -------
         Window
-            Of as many sequences, in memory.
+            Of as many sequences, in that order, in memory.
 
         Raises
         ------
         ArgumentError
             If the source ends before the last of them.
         """
-        wanted, kept = set(numbers), []
+        wanted = set(numbers)
         if not wanted:
             return _loaded([], self.pad_id)
         first, last = min(wanted), max(wanted)
-        if self._reading is None or not self._start_of(first) <= self._reading[0] <= first:
-            self._reading = (self._start_of(first), self._from(self._start_of(first)))
-        place, sequences = self._reading
+        reading, self._reading = self._reading, None  # if this reading fails, nobody goes on from the midst of it
+        if reading is None or not self._start_of(first) <= reading[0] <= first:
+            reading = (self._start_of(first), self._from(self._start_of(first)))
+        place, sequences = reading
+        kept: dict[int, Sequence] = {}
         for sequence in itertools.islice(sequences, last + 1 - place):
             if place in wanted:
-                kept.append(sequence)
+                kept[place] = sequence
             place += 1
         if place <= last:
             raise ArgumentError(f"count: {self.argument} ended after {place} sequences, expected {len(self)}")
         self._reading = (place, sequences)
-        return _loaded(kept, self.pad_id)
+        return _loaded([kept[number] for number in numbers], self.pad_id)
 
     def _start_of(self, number: int) -> int:
         # the last sequence at or before this one where reading can begin

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hesse.errors import ArgumentError
 from hesse.influence.examples import Examples, plan_units
+from hesse.influence.mapped import MappedExamples
 from hesse.influence.streams import window
 
 __all__ = ["TopRows", "plan_row_units", "row_names", "row_starts", "strongest", "with_refined"]
@@ -137,7 +138,7 @@ def row_starts(examples: Examples) -> np.ndarray | None:
     ArgumentError
         If the sequences of a row do not stand together.
     """
-    if hasattr(examples, "window") or not isinstance(examples.rows, list):
+    if hasattr(examples, "window") or isinstance(examples, MappedExamples):
         return None
     rows = examples.rows
     starts = [i for i in range(len(rows)) if i == 0 or rows[i] != rows[i - 1]]
@@ -182,14 +183,15 @@ def plan_row_units(total: int, unit_size: int, start: int, starts: np.ndarray | 
     unit_size : int
         Sequences a range, about.
     start : int
-        The first that is left to do.
+        The first that is left to do, and of its row.
     starts : ndarray of int, optional
         First sequence of every row. Default: every sequence is one.
 
     Returns
     -------
     list of range
-        From ``start`` on; a function of the data alone.
+        From ``start`` on. They end where they would without what is done, so that a restart makes the same ones, and
+        begin at ``start`` even where it was reached in units of another size.
     """
     units = plan_units(total, unit_size)
     if starts is not None:
@@ -198,7 +200,7 @@ def plan_row_units(total: int, unit_size: int, start: int, starts: np.ndarray | 
         ends = [int(starts[i]) if i < len(starts) else total for i in after]
         edges = list(dict.fromkeys([0, *ends]))
         units = [range(a, b) for a, b in pairwise(edges)]
-    return [unit for unit in units if unit.start >= start]
+    return [range(max(start, unit.start), unit.stop) for unit in units if unit.stop > start]
 
 
 def strongest(best: TopRows, starts: np.ndarray | None, total: int, count: int) -> dict[int, np.ndarray]:

@@ -267,7 +267,7 @@ def test_float32_and_long_data():
         ),
         (lambda m, q, d: embedding_cosine(m, q, d, layer="7"), "layer: the model has no module '7'"),
         (lambda m, q, d: embedding_cosine(nn.Tanh().eval(), q, d), "layer: the model has no output embedding"),
-        (bm25, "queries: BM25 compares tokens"),
+        (bm25, "queries: shared tokens"),
         (lambda m, q, d: gradient_dot(m.train(), q, d), r"call model.eval\(\) first"),
     ],
 )

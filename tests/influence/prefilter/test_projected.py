@@ -6,7 +6,7 @@ import torch
 
 from hesse.errors import ArgumentError, ArtifactError, NumericalError
 from hesse.influence import Influence
-from hesse.influence.prefilter import open_projected, projected
+from hesse.influence.prefilter import build_projected, open_projected, projected
 from tests.influence import _tiny
 
 
@@ -123,6 +123,8 @@ def test_bad_arguments_are_named(tmp_path):
     assert [score for _name, score in best] == sorted((s for _n, s in best), reverse=True)
     with pytest.raises(ArgumentError, match="query"):
         found.topk("q9", 4)
+    with pytest.raises(ArgumentError, match="query: expected 0 to 2, got 3"):
+        found.topk(3, 4)
     with pytest.raises(ArgumentError, match="topk"):
         found.topk(0, 0)
 
@@ -134,3 +136,47 @@ def test_what_half_precision_cannot_hold_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(projected, "_features", lambda *a: features(*a) * 1e9)
     with pytest.raises(NumericalError, match="float16"):
         influence.index(train, run, progress=False)
+
+
+def test_an_index_of_other_factors_is_refused(tmp_path):
+    """Oracle: factors of other labels have another eigenbasis; the index of the first must not be asked with them."""
+    influence, train, queries, run = fit(tmp_path)
+    influence.index(train, run, progress=False)
+    other = Influence(influence.model, fisher="sampled")
+    other.fit(train, run, overwrite=True, progress=False)
+    with pytest.raises(ArtifactError, match="other factors"):
+        other.ask(queries, run)
+    with pytest.raises(ArtifactError, match="factors"):
+        other.index(train, run, progress=False)
+    other.index(train, run, overwrite=True, progress=False)
+    assert other.ask(queries, run).values.shape == (3, 30)
+
+
+def test_overwriting_spares_what_is_no_index(tmp_path):
+    """Oracle: the run in that folder, which can still be opened."""
+    influence, train, _queries, run = fit(tmp_path)
+    factors = influence.fit(train, run, progress=False)
+    with pytest.raises(ArtifactError, match="influence-run"):
+        build_projected(influence._pass(), factors, influence._train, run, overwrite=True, show_progress=False)
+    assert influence.fit(train, run, progress=False).num_sequences == 30
+
+
+def test_a_damaged_index_is_overwritten_when_asked(tmp_path):
+    """Oracle: the same index, made anew."""
+    influence, train, _queries, run = fit(tmp_path)
+    wanted = influence.index(train, run, progress=False).manifest.files
+    (run / "projected" / "manifest.json").write_text("{")
+    with pytest.raises(ArtifactError, match="not JSON"):
+        influence.index(train, run, progress=False)
+    assert influence.index(train, run, overwrite=True, progress=False).manifest.files == wanted
+
+
+def test_a_check_is_refused_before_any_work(tmp_path, monkeypatch):
+    """Oracle: the argument in the message, and no gradient taken."""
+    influence, train, queries, run = fit(tmp_path)
+    influence.index(train, run, progress=False)
+    monkeypatch.setattr(projected, "_features", None)
+    with pytest.raises(ArgumentError, match="check: it is not the corpus"):
+        influence.ask(queries, run, check=train[:-1])
+    with pytest.raises(ArgumentError, match="sample"):
+        influence.ask(queries, run, check=train, sample=2)

@@ -10,6 +10,7 @@ from hesse.influence import Influence, StreamExamples, keep_corpus
 from hesse.influence.engine import Influence as Engine
 from hesse.influence.objective import CausalLMLoss, ClassificationLoss
 from hesse.influence.run import open_folder
+from hesse.influence.settings import fitted_on
 from hesse.influence.solvers import CG, PCG, LiSSA
 from tests.influence._tiny import classifier, gpt2, loss_gradients, points, tokens
 from tests.influence.solvers.test_system import as_columns, dense_system
@@ -174,7 +175,7 @@ def test_the_curvature_is_that_of_the_sequences_fitted_on(tmp_path):
     net, (x, y) = classifier(), points(12)
     influence = Influence(net, strategy=EXACT, loss=ClassificationLoss(), fisher="exact")
     factors = influence.fit((x, y), tmp_path / "run", max_sequences=5, progress=False)
-    part = influence._fitted_on(12, 5)
+    part = fitted_on(12, 5, seed=0)
     alone = Influence(net, loss=ClassificationLoss(), fisher="exact")
     other = alone.fit((x[part], y[part]), tmp_path / "part", progress=False)
     for name in influence.layers:

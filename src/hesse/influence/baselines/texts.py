@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from hesse.curvature.layers import output_embedding
 from hesse.errors import ArgumentError
-from hesse.influence.examples import Examples, TokenExamples, as_examples, plan_batches
+from hesse.influence.examples import Examples, as_examples, plan_batches
 from hesse.influence.gradients import collated
 from hesse.influence.lexical import bm25_scores
 from hesse.influence.objective import CausalLMLoss, Loss
 from hesse.influence.passes import check_model
+from hesse.influence.streams import token_rows
 
 __all__ = ["bm25", "embedding_cosine"]
 
@@ -42,7 +43,9 @@ def bm25(model: nn.Module | None, queries: Any, dataset: Any, *, k1: float = 1.5
         If either holds no tokens, or an option is out of range.
     """
     tokens = [
-        _tokens(as_examples(data, argument=name), name) for name, data in (("queries", queries), ("dataset", dataset))
+        list(token_rows(examples, range(len(examples)), name))
+        for name, data in (("queries", queries), ("dataset", dataset))
+        for examples in (as_examples(data, argument=name),)
     ]
     return torch.from_numpy(bm25_scores(*tokens, k1=k1, b=b))
 
@@ -90,18 +93,6 @@ def embedding_cosine(
         for name, data in (("queries", queries), ("dataset", dataset))
     )
     return asked @ found.T
-
-
-def _tokens(examples: Examples, argument: str) -> list[Any]:
-    if isinstance(examples, TokenExamples):
-        return [sequence.input_ids for sequence in examples.sequences]
-    out: list[Any] = []
-    for number in range(len(examples)):
-        batch = collated(examples, [number], torch.device("cpu"))
-        if "input_ids" not in batch:
-            raise ArgumentError(f"{argument}: BM25 compares tokens, and these are not token sequences")
-        out.append(batch["input_ids"][0].numpy())
-    return out
 
 
 def _layer(model: nn.Module, name: str | None) -> nn.Module:

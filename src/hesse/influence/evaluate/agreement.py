@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata, spearmanr
+from scipy.stats import rankdata
 
 from hesse.errors import ArgumentError, ShapeError
-from hesse.influence.evaluate.lds import bootstrap_interval, score_table
+from hesse.influence.evaluate.lds import bootstrap_interval, score_table, spearman
 from hesse.influence.scores import Scores
 
 __all__ = ["Mislabelling", "Stability", "detect_mislabelled", "stability"]
@@ -63,10 +63,7 @@ def stability(first: Scores | ArrayLike, second: Scores | ArrayLike, *, k: int =
     for left, right in zip(a, b, strict=True):
         tops = [np.argsort(-row, kind="stable")[:depth] for row in (left, right)]
         either = np.union1d(tops[0], tops[1])
-        found = (
-            0.0 if np.ptp(left[either]) == 0 or np.ptp(right[either]) == 0 else _spearman(left[either], right[either])
-        )
-        correlations.append(found)
+        correlations.append(spearman(left[either, None], right[either, None])[0])
         overlaps.append(len(np.intersect1d(tops[0], tops[1])) / depth)
     per_query = np.array(correlations)
     return Stability(float(per_query.mean()), float(np.mean(overlaps)), bootstrap_interval(per_query), per_query)
@@ -104,7 +101,3 @@ def detect_mislabelled(scores: ArrayLike, flipped: ArrayLike) -> Mislabelling:
     auc = (ranks[wrong].sum() - count * (count + 1) / 2) / (count * (len(wrong) - count))
     first = np.argsort(-values, kind="stable")[:count]
     return Mislabelling(float(auc), float(wrong[first].mean()))
-
-
-def _spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    return float(np.asarray(spearmanr(a, b)[0]))

@@ -16,7 +16,16 @@ from scipy.stats import rankdata
 from hesse.errors import ArgumentError, NumericalError, ShapeError
 from hesse.influence.scores import Scores
 
-__all__ = ["LdsResult", "Reliability", "bootstrap_interval", "draw_masks", "lds", "reliability", "score_table"]
+__all__ = [
+    "LdsResult",
+    "Reliability",
+    "bootstrap_interval",
+    "draw_masks",
+    "lds",
+    "reliability",
+    "score_table",
+    "spearman",
+]
 
 _SPLITS = 50  # ways to halve the seeds that are tried at most
 
@@ -132,7 +141,7 @@ def lds(
         )
     if len(kept) < 3:
         raise ArgumentError(f"masks: a rank correlation needs at least 3 subsets, got {len(kept)}")
-    per_query = _spearman(kept @ values.T, found.mean(0))
+    per_query = spearman(kept @ values.T, found.mean(0))
     interval = bootstrap_interval(per_query, confidence=confidence, resamples=resamples, seed=seed)
     repeat = reliability(found, seed=seed) if len(found) > 1 else None
     return LdsResult(float(per_query.mean()), interval, per_query, repeat)
@@ -177,7 +186,7 @@ def reliability(outcomes: ArrayLike, *, seed: int = 0) -> Reliability:
     if len(splits) > _SPLITS:
         picked = np.random.default_rng(seed).choice(len(splits), _SPLITS, replace=False)
         splits = [splits[i] for i in picked]
-    r = float(np.mean([_spearman(found[list(a)].mean(0), found[list(b)].mean(0)).mean() for a, b in splits]))
+    r = float(np.mean([spearman(found[list(a)].mean(0), found[list(b)].mean(0)).mean() for a, b in splits]))
     k = len(found) / half
     full = max(0.0, k * r / (1 + (k - 1) * r)) if 1 + (k - 1) * r > 0 else 0.0
     return Reliability(r, full, full**0.5)
@@ -258,8 +267,19 @@ def _outcomes(outcomes: ArrayLike) -> NDArray[np.float64]:
     return found
 
 
-def _spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    # column by column: the correlation of the ranks, 0 where one of the two is constant
+def spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Correlate ranks, column by column.
+
+    Parameters
+    ----------
+    a, b : ndarray, shape (M, Q)
+        Values.
+
+    Returns
+    -------
+    ndarray of float64, shape (Q,)
+        0 where one of the two does not vary.
+    """
     left, right = (rankdata(table, axis=0) for table in (a, b))
     left, right = left - left.mean(0), right - right.mean(0)
     scale = np.sqrt((left**2).sum(0) * (right**2).sum(0))

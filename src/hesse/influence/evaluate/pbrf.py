@@ -18,12 +18,13 @@ from torch import Tensor
 from hesse._progress import progress as show_progress
 from hesse.errors import ArgumentError
 from hesse.influence.engine import Influence
-from hesse.influence.evaluate.functional import differentiable_attention, measure_many
+from hesse.influence.evaluate.functional import measure_many
 from hesse.influence.evaluate.proximal import ProximalObjective, widened
 from hesse.influence.examples import as_examples
 from hesse.influence.factors import Factors
 from hesse.influence.gradients import stacked_gradients
 from hesse.influence.passes import Measurement, Pass
+from hesse.influence.swapping import differentiable_attention
 
 __all__ = ["AdamSolver", "NewtonCG", "ProximalResponse", "damped_ggn_scores", "pbrf", "respond"]
 

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from hesse.errors import ArgumentError
 from hesse.influence.engine import Influence
-from hesse.influence.evaluate.functional import Weights, batches_of, call_with
+from hesse.influence.evaluate.functional import Weights, batches_of
 from hesse.influence.examples import Examples
 from hesse.influence.factors import Factors
 from hesse.influence.objective import LossOutput
 from hesse.influence.solvers import damped_ggn
+from hesse.influence.swapping import call_with
 from hesse.linalg.cholesky import safe_cholesky
 from hesse.linalg.solvers import cg
 

@@ -14,7 +14,6 @@ from torch import nn
 from hesse.errors import ArgumentError
 from hesse.influence.checks import one_of
 from hesse.influence.engine import Influence
-from hesse.influence.evaluate.functional import differentiable_attention
 from hesse.influence.evaluate.lds import bootstrap_interval, draw_masks, lds
 from hesse.influence.evaluate.loo import loo_gap
 from hesse.influence.evaluate.pbrf import NewtonCG, damped_ggn_scores, pbrf
@@ -22,6 +21,8 @@ from hesse.influence.evaluate.proximal import ProximalObjective
 from hesse.influence.evaluate.training import cosine_rates, retrain, train_many
 from hesse.influence.examples import Examples, as_examples
 from hesse.influence.factors import Factors
+from hesse.influence.run import keeping_latest
+from hesse.influence.swapping import differentiable_attention
 from hesse.influence.trajectory.optimizers import SGD, AdamW, Optimizer
 from hesse.influence.trajectory.schedule import TrainingSchedule
 
@@ -151,7 +152,7 @@ def validate(
     kind : {"pbrf", "loo", "lds"}
         Proximal responses (what scores approximate), leave-one-out with its five gaps, or training on halves.
     influence, factors, run_dir : Influence, Factors, path
-        Of a finished fit.
+        Of a finished fit. The scores are kept there as another question; the run's latest stay what they were.
     dataset, queries : Examples, or anything `as_examples` takes
         The training set, and queries.
     budget : float, default 600
@@ -199,7 +200,8 @@ def validate(
     if kind != "lds" and not whole:
         raise ArgumentError("dataset: every row was cut into several sequences, which share a score; use lds")
     count = affordable(budget, unit, kind, most=_MOST if kind == "lds" else min(_MOST, len(whole)))
-    scored = influence.score(asked, examples, run_dir, rank=None, progress=progress)
+    with keeping_latest(run_dir):
+        scored = influence.score(asked, examples, run_dir, rank=None, progress=progress)
     place = {name: column for column, name in enumerate(scored.train_ids)}
     columns = np.array([place[row] for row in examples.rows])
     values = np.array(scored.values, dtype=np.float64)

@@ -1,6 +1,6 @@
 """Which sequences are worth scoring at all? A token index on disk, and an estimate of what it leaves out."""
 
-from hesse.influence.prefilter.agreement import sample_agreement
+from hesse.influence.prefilter.agreement import check_sample, sample_agreement
 from hesse.influence.prefilter.choice import Choice, ChosenExamples, Prefilter, choose, chosen_examples
 from hesse.influence.prefilter.index import TokenIndex, build_index, open_index
 from hesse.influence.prefilter.missed import Missed, estimate_missed
@@ -23,6 +23,7 @@ __all__ = [
     "TokenIndex",
     "build_index",
     "build_projected",
+    "check_sample",
     "choose",
     "choose_for_run",
     "chosen_examples",

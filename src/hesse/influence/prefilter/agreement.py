@@ -8,11 +8,34 @@ from hesse.influence.candidates import refine
 from hesse.influence.examples import Examples
 from hesse.influence.factors import Factors
 from hesse.influence.passes import Pass
-from hesse.influence.prefilter.projected import ProjectedScores
+from hesse.influence.prefilter.projected import ProjectedIndex, ProjectedScores
 from hesse.influence.score import ScoreSettings
 from hesse.influence.top import row_starts
 
-__all__ = ["sample_agreement"]
+__all__ = ["check_sample", "sample_agreement"]
+
+
+def check_sample(sample: int, stored: ProjectedIndex, examples: Examples) -> None:
+    """Refuse data that were not indexed, and a sample that is too small to correlate.
+
+    Parameters
+    ----------
+    sample : int
+        Rows, at least 3.
+    stored : ProjectedIndex
+        That will be asked.
+    examples : Examples
+        To draw them from.
+
+    Raises
+    ------
+    ArgumentError
+        Naming ``check`` or ``sample``.
+    """
+    if examples.fingerprint() != stored.manifest.parents["scored"]:
+        raise ArgumentError(f"check: it is not the corpus that was indexed in {stored.path}")
+    if sample < 3:
+        raise ArgumentError(f"sample: expected >= 3, got {sample}")
 
 
 def sample_agreement(
@@ -41,7 +64,7 @@ def sample_agreement(
     total : int
         N of the scores.
     sample : int, default 200
-        Rows, at least 3: an error of 1/√sample in a correlation near 0, far less near 1.
+        Rows, at least 3 (see `check_sample`): an error of 1/√sample in a correlation near 0, far less near 1.
     seed : int, default 0
         Of the draw.
 
@@ -53,7 +76,7 @@ def sample_agreement(
     Raises
     ------
     ArgumentError
-        If ``sample < 3``, or there are fewer rows.
+        If there are fewer than 3 rows.
     """
     rows = len(found.train_ids)
     if not min(sample, rows) >= 3:

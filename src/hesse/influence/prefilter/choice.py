@@ -14,9 +14,9 @@ from torch import Tensor
 from hesse.errors import ArgumentError
 from hesse.influence.examples import Examples
 from hesse.influence.gradients import collated
-from hesse.influence.prefilter.index import TokenIndex, token_rows
+from hesse.influence.prefilter.index import TokenIndex
 from hesse.influence.prefilter.ranking import Method, rank
-from hesse.influence.streams import Window, window
+from hesse.influence.streams import Window, token_rows, window
 from hesse.influence.top import row_names, row_starts
 
 __all__ = ["Choice", "ChosenExamples", "Prefilter", "choose", "chosen_examples"]

@@ -9,7 +9,6 @@ Layout, one part for so many sequences, each part five files called ``part-<firs
 Shapes: N sequences in all, D of a part, V tokens, P pairs of a token and a sequence that holds it.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +17,8 @@ import numpy as np
 
 from hesse._progress import progress
 from hesse.errors import ArgumentError, ArtifactError
-from hesse.influence.examples import Examples, TokenExamples, plan_units
-from hesse.influence.streams import window
+from hesse.influence.examples import Examples, plan_units
+from hesse.influence.streams import token_rows
 from hesse.io import (
     LOCK_NAME,
     FileEntry,
@@ -32,13 +31,12 @@ from hesse.io import (
     write_manifest,
 )
 
-__all__ = ["KIND", "IndexPart", "TokenIndex", "build_index", "open_index", "token_rows"]
+__all__ = ["KIND", "IndexPart", "TokenIndex", "build_index", "open_index"]
 
 KIND = "token-index"
 
 _LAYOUT = 1
 _NAMES = ("terms", "starts", "documents", "counts", "lengths")
-_WINDOW = 256  # sequences in memory besides the part
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,40 +202,6 @@ def open_index(folder: Path | str, *, data: str | None = None) -> TokenIndex:
     if len(index) != total:
         raise ArtifactError(f"{where}: holds {len(index):,} sequences, its manifest says {total:,}; build it again")
     return index
-
-
-def token_rows(examples: Examples, numbers: range, argument: str = "dataset") -> Iterator[np.ndarray]:
-    """Read the tokens of some sequences, without padding.
-
-    Parameters
-    ----------
-    examples : Examples
-        Token sequences.
-    numbers : range
-        Which.
-    argument : str, default "dataset"
-        What an error calls them.
-
-    Yields
-    ------
-    ndarray of int, shape (T,)
-        One a sequence.
-
-    Raises
-    ------
-    ArgumentError
-        If they are no token sequences.
-    """
-    if isinstance(examples, TokenExamples):
-        yield from (examples.sequences[i].input_ids for i in numbers)
-        return
-    for unit in plan_units(numbers.stop, _WINDOW, numbers.start):
-        batch = window(examples, unit).batch(range(len(unit)))
-        if "input_ids" not in batch:
-            raise ArgumentError(f"{argument}: a filter by shared tokens needs token sequences, and these are none")
-        mask = batch.get("attention_mask")
-        for row, tokens in enumerate(batch["input_ids"]):
-            yield (tokens if mask is None else tokens[mask[row].bool()]).numpy()
 
 
 def _write_part(where: Path, examples: Examples, unit: range) -> dict[str, FileEntry]:

@@ -23,18 +23,22 @@ from hesse._progress import progress
 from hesse.curvature.block_basis import Basis, rows_times
 from hesse.curvature.capture import BLOCK_ENTRIES, Captured
 from hesse.errors import ArgumentError, ArtifactError, NumericalError
+from hesse.influence.checks import check_ranking
 from hesse.influence.examples import Examples, plan_batches, plan_units
 from hesse.influence.factors import Factors
 from hesse.influence.passes import Pass
+from hesse.influence.run import is_damaged
 from hesse.influence.score import to_device
 from hesse.influence.scores import sum_rows
 from hesse.influence.streams import window
 from hesse.io import (
     LOCK_NAME,
+    MANIFEST_NAME,
     FileEntry,
     Manifest,
     atomic_write_bytes,
     check_file,
+    config_hash,
     load_tensors,
     manifest_exists,
     read_manifest,
@@ -113,11 +117,7 @@ class ProjectedScores:
         ArgumentError
             If the query is unknown, ``k < 1`` or the sign is neither.
         """
-        if k < 1 or sign not in (1, -1):
-            raise ArgumentError(f"topk: expected k >= 1 and sign 1 or -1, got k={k}, sign={sign}")
-        if isinstance(query, str) and query not in self.query_ids:
-            raise ArgumentError(f"query: no {query!r} among {', '.join(self.query_ids[:5])}")
-        row = sign * self.values[self.query_ids.index(query) if isinstance(query, str) else query]
+        row = sign * self.values[check_ranking(query, k, sign, self.query_ids)]
         return [(self.train_ids[n], float(sign * row[n])) for n in np.argsort(-row, kind="stable")[:k] if row[n] > 0]
 
 
@@ -191,7 +191,16 @@ class ProjectedIndex:
         -------
         ProjectedScores
             A row's sequences summed.
+
+        Raises
+        ------
+        ArtifactError
+            If the index was built with other factors, or a part is damaged.
         """
+        if self.manifest.parents.get("factors") != _identity(factors):
+            raise ArtifactError(
+                f"{self.path}: the index was built with other factors than these; build it again with overwrite"
+            )
         projections = projection_of(factors, self.k_in, self.k_out)
         asked = _features(run_pass, projections, queries, range(len(queries)), 2048, None, "queries")
         flat = np.concatenate(
@@ -280,7 +289,7 @@ def build_projected(
     part_size : int, default 1024
         Sequences held at once, and kept as one file.
     overwrite : bool, default False
-        Replace an index of other data or settings.
+        Replace an index of other data, factors or settings, or a damaged one.
     show_progress : bool, optional
         Show a bar; None if stderr is a terminal.
 
@@ -294,7 +303,7 @@ def build_projected(
     ArgumentError
         If an option is out of range, or the folder holds something else.
     ArtifactError
-        If it holds an index of other data, another model or other settings, or a damaged manifest.
+        If it holds an index of other data, factors or settings, a damaged manifest, or one of another kind.
     NumericalError
         If a gradient does not fit the range of ``dtype``.
 
@@ -312,11 +321,11 @@ def build_projected(
         raise ArgumentError(f"part_size, batch_tokens: expected >= 1, got {part_size} and {batch_tokens}")
     projections, where = projection_of(factors, k_in, k_out), Path(folder)
     config = {"k_in": k_in, "k_out": k_out, "dtype": dtype, "part_size": part_size}
-    config |= {key: factors.config.get(key) for key in ("strategy", "damping", "loss", "layers")}
-    parents = dict(factors.parents) | {"scored": examples.fingerprint()}
+    parents = dict(factors.parents) | {"scored": examples.fingerprint(), "factors": _identity(factors)}
     stored = getattr(torch, dtype)
     with run_lock(where):
         if manifest_exists(where) and overwrite:
+            _refuse_foreign(where)
             manifest = Manifest(KIND, config, parents)
             write_manifest(where, manifest)  # first: killed in between, what is left does not count
             for path in where.glob("part-*"):
@@ -378,6 +387,19 @@ def open_projected(folder: Path | str, *, model: str | None = None) -> Projected
     if not manifest.stages.get("build", {}).get("done"):
         raise ArtifactError(f"{folder}: the index is not finished; build it again, it resumes")
     return ProjectedIndex(Path(folder), manifest)
+
+
+def _identity(factors: Factors) -> str:
+    # with the hashes of model and data these settings decide the factors
+    return config_hash({key: value for key, value in factors.config.items() if key != "info"})
+
+
+def _refuse_foreign(where: Path) -> None:
+    # a manifest of another kind is nobody's to overwrite, and no damaged one beside files that an index does not have
+    if not is_damaged(where):
+        read_manifest(where, KIND)
+    elif any(e.name not in (LOCK_NAME, MANIFEST_NAME) and not e.match("part-*") for e in where.iterdir()):
+        raise ArgumentError(f"folder: {where} holds more than an index")
 
 
 def _features(

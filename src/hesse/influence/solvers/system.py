@@ -8,6 +8,7 @@ Cross terms of layers, and of tokens within a sequence, are in it. Shapes: P tra
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -91,8 +92,7 @@ class DampedGaussNewton:
             gradient a column and sequence; nothing is kept between products.
         """
         chosen = self.numbers if numbers is None else tuple(numbers)
-        lengths = self.examples.lengths
-        order = [lengths[n] for n in chosen]
+        order = [self._lengths[n] for n in chosen]
         batches = [
             tuple(chosen[place] for place in places)
             for places in plan_batches(order, range(len(chosen)), self.batch_tokens)
@@ -107,6 +107,11 @@ class DampedGaussNewton:
         # batches are numbers of sequences, collated anew in every product, so that no more than one is held
         summed = ggn(outputs_fn, self.tensors, batches, output_hessian(self.loss), block_size=columns)
         return summed * (1 / len(chosen)) + Diagonal(self.damping)
+
+    @cached_property
+    def _lengths(self) -> Items[int]:
+        # known once, as a stream is read to tell them, and a minibatch is an operator of its own
+        return self.examples.lengths
 
     @property
     def damping(self) -> Tensor:

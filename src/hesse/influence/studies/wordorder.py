@@ -23,7 +23,7 @@ from hesse.influence.engine import Influence
 from hesse.influence.examples import as_examples, plan_batches
 from hesse.influence.plots import BLUE, ORANGE, axes_or_new
 from hesse.influence.query import Query
-from hesse.influence.run import open_folder, writing_run
+from hesse.influence.run import keeping_latest
 from hesse.influence.sequences import Row, Sequence
 
 if TYPE_CHECKING:
@@ -306,12 +306,10 @@ def study_word_order(
     if not kinds or kinds[0] != _SAME:
         raise ArgumentError(f"rows: expected kind {_SAME!r} first, got {kinds[:1]}")
     losses = _row_losses(influence, list(rows), batch_tokens)
-    latest = open_folder(run_dir).stage("score")
-    scores = influence.score(
-        list(queries), list(rows), run_dir, rank=rank, batch_tokens=batch_tokens, progress=progress
-    )
-    with writing_run(run_dir):
-        open_folder(run_dir).commit({"score": latest})
+    with keeping_latest(run_dir):
+        scores = influence.score(
+            list(queries), list(rows), run_dir, rank=rank, batch_tokens=batch_tokens, progress=progress
+        )
     chosen = [[place[fact, kind] for kind in kinds] for fact in facts]
     values = [[scores.values[i, scores.row_places[row]] for row in own] for i, own in enumerate(chosen)]
     if silent := [fact for fact, own in zip(facts, values, strict=True) if own[0] == 0]:

@@ -11,8 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hesse._progress import progress as progress_bar
 from hesse.errors import ArgumentError, NumericalError, ShapeError
@@ -20,6 +18,7 @@ from hesse.influence.checks import check_tokens
 from hesse.influence.examples import Examples, as_examples
 from hesse.influence.objective import CausalLMLoss, Loss, LossOutput
 from hesse.influence.passes import check_model
+from hesse.influence.swapping import call_with, differentiable_attention
 from hesse.influence.trajectory.optimizers import clip_gradient, decay_mask
 from hesse.influence.trajectory.schedule import TrainingSchedule
 from hesse.linalg.layout import ParameterLayout
@@ -33,17 +32,6 @@ class State:
 
     weights: Tensor  # (P,)
     memory: tuple[Tensor, ...]  # (P,) each
-
-
-class _Bound(nn.Module):
-    """A function of model and batch as a module, so that a functional call can swap the model's weights."""
-
-    def __init__(self, model: nn.Module, function: Callable[[nn.Module, Any], Any]) -> None:
-        super().__init__()
-        self.model, self.function = model, function
-
-    def forward(self, batch: Mapping[str, Any]) -> Any:
-        return self.function(self.model, batch)
 
 
 @dataclass(frozen=True)
@@ -86,9 +74,8 @@ class Replay:
         object
             What it returns, differentiable in the weights.
         """
-        named = {f"model.{name}": value for name, value in self.layout.unflatten(weights).items()}
-        with sdpa_kernel(SDPBackend.MATH):  # the only one with second derivatives
-            return functional_call(_Bound(self.model, function), named, (batch,))
+        with differentiable_attention():
+            return call_with(self.model, function, self.layout.unflatten(weights), batch)
 
     def losses(self, weights: Tensor, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Sum the loss of every sequence of a batch, at other weights than the model's.

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hesse.errors import ArgumentError
+from hesse.influence.checks import check_ranking
 from hesse.influence.scores import Ranked
 from hesse.io import atomic_write_bytes
 
@@ -60,14 +60,6 @@ class TrajectoryScores:
         ArgumentError
             If the query is unknown, ``k < 1`` or the sign is neither.
         """
-        if k < 1 or sign not in (1, -1):
-            raise ArgumentError(f"topk: expected k >= 1 and sign 1 or -1, got k={k}, sign={sign}")
-        if isinstance(query, str):
-            if query not in self.query_ids:
-                raise ArgumentError(f"query: no {query!r} among {', '.join(self.query_ids[:5])}")
-            query = self.query_ids.index(query)
-        if not 0 <= query < len(self.query_ids):
-            raise ArgumentError(f"query: expected 0 to {len(self.query_ids) - 1}, got {query}")
-        row = sign * self.values[query]
+        row = sign * self.values[check_ranking(query, k, sign, self.query_ids)]
         order = torch.argsort(row, descending=True, stable=True)[:k].tolist()
         return [Ranked(i + 1, self.train_ids[n], float(sign * row[n])) for i, n in enumerate(order) if row[n] > 0]

@@ -33,6 +33,7 @@ from hesse.influence.examples import Examples, as_examples, plan_batches
 from hesse.influence.factors import Factors, LayerFactors
 from hesse.influence.objective import CausalLMLoss, Loss, check_is_likelihood
 from hesse.influence.passes import Fisher, Measurement, Pass, check_model
+from hesse.influence.settings import fitted_on
 from hesse.influence.trajectory.moving import (
     Checkpoints,
     MovingExamples,
@@ -192,13 +193,11 @@ def source(
     check_tokens(model, asked, "queries")
     if measurement is None:
         check_supervised(asked, objective)
-    if max_sequences is not None and max_sequences < 1:
-        raise ArgumentError(f"max_sequences: expected >= 1, got {max_sequences}")
     stretches = split_segments(record, segments)
     record.check_data(examples)
     net = copy.deepcopy(model)
     checkpoints = Checkpoints(net, record)
-    fitted_on = _subset(len(examples), max_sequences, seed)
+    chosen = list(fitted_on(len(examples), max_sequences, seed))
 
     fits: list[Factors] = []
     scales: list[Mapping[str, Scale]] = []
@@ -216,11 +215,11 @@ def source(
         scales.append(engine.scales)
         fits.append(
             engine.fit(
-                MovingExamples(examples, fitted_on, stretch.checkpoints),
+                MovingExamples(examples, chosen, stretch.checkpoints),
                 Path(run_dir) / f"segment-{number}",
                 max_sequences=None,
                 batch_tokens=batch_tokens,
-                unit_size=len(fitted_on),  # a unit, and so a batch, is of one checkpoint
+                unit_size=len(chosen),  # a unit, and so a batch, is of one checkpoint
                 progress=progress,
             )
         )
@@ -337,12 +336,6 @@ def _mean_tokens(model: nn.Module, loss: Loss, examples: Examples, batch_tokens:
         for indices in plan_batches(examples.lengths, range(len(examples)), batch_tokens):
             total += int(loss(model, _to(model, examples.batch(indices))).valid.sum())
     return total / len(examples)
-
-
-def _subset(count: int, most: int | None, seed: int) -> list[int]:
-    if most is None or most >= count:
-        return list(range(count))
-    return sorted(int(i) for i in np.random.default_rng(seed).choice(count, most, replace=False))
 
 
 def _to(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
