@@ -27,8 +27,9 @@ demo-smollm2: $(VENV)/.stamp-smollm2  ## the same on a real one, SmolLM2-135M (a
 test: $(VENV)/.stamp-test  ## the whole test suite, one torch thread a worker (JOBS=2)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -q -m "not nightly"
 
-nightly: $(VENV)/.stamp-test  ## the tests too long for every change
+nightly: $(VENV)/.stamp-test  ## the tests too long for every change, and every mutant of hesse.io
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -q -m nightly
+	OMP_NUM_THREADS=1 $(BIN)/python tools/mutation.py io --count 100000 --minutes 240
 
 reliability: $(VENV)/.stamp-test  ## bad input, kills, damage, mutants: under an hour, figures into docs/reliability.md
 	OMP_NUM_THREADS=1 PYTHONPATH=src:. $(BIN)/python -m tools.reliability --write
