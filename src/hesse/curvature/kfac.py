@@ -7,7 +7,6 @@ Shapes: B sequences, T positions, m columns (with bias), p outputs.
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -189,9 +188,7 @@ class FactorEigen:
     vectors: Tensor  # (n, n)
 
 
-def eigendecompose(
-    total: Tensor, count: int, *, name: str, blocks: int = 1, dtype: torch.dtype = torch.float64
-) -> FactorEigen:
+def eigendecompose(total: Tensor, count: int, *, name: str, dtype: torch.dtype = torch.float64) -> FactorEigen:
     """Eigendecompose C = total / count.
 
     Parameters
@@ -202,8 +199,6 @@ def eigendecompose(
         Number of rows summed.
     name : str
         Of the layer and factor, for messages.
-    blocks : int, default 1
-        Keep only this many diagonal blocks, so that Q is block-diagonal: the time falls by the square of that number.
     dtype : dtype, default float64
         To compute in. float32 takes half the time, and is enough for sums of bfloat16 rows.
 
@@ -215,24 +210,18 @@ def eigendecompose(
     Raises
     ------
     ArgumentError
-        If there are no rows, or more blocks than columns.
+        If there are no rows.
     NumericalError
         If the sum holds NaN or Inf, or the eigensolver fails even with jitter.
     """
-    n = total.shape[0]
     if count < 1:
         raise ArgumentError(f"fit: {name} has seen no position that carries a gradient")
-    if not 1 <= blocks <= n:
-        raise ArgumentError(f"blocks: expected 1 to {n} for {name}, got {blocks}")
     matrix = total.to(dtype) / count
     if not bool(torch.isfinite(matrix).all()):
         raise NumericalError(f"fit: the covariance of {name} holds NaN or Inf")
-    values, vectors = torch.zeros(n, dtype=matrix.dtype, device=matrix.device), torch.zeros_like(matrix)
-    edges = [round(i * n / blocks) for i in range(blocks + 1)]
-    for start, stop in pairwise(edges):
-        block = slice(start, stop)
-        values[block], vectors[block, block] = _eigh(matrix[block, block], name)
-    return FactorEigen(values.clamp(min=0), vectors)
+    values, vectors = _eigh(matrix, name)
+    # rows in order, as they come back from a file: products round by how a matrix lies in memory
+    return FactorEigen(values.to(dtype).clamp(min=0), vectors.to(dtype).contiguous())
 
 
 def _eigh(matrix: Tensor, name: str) -> tuple[Tensor, Tensor]:
