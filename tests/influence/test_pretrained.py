@@ -32,7 +32,7 @@ def test_round_trip(fitted, tmp_path, most):
     again = Factors.from_pretrained(folder)
     assert again.parents == factors.parents == {**factors.parents, "model": Influence(model).model_hash()}
     assert (again.num_sequences, again.mean_tokens) == (factors.num_sequences, factors.mean_tokens)
-    assert dict(again.config) == dict(factors.config)
+    assert dict(again.config) == {key: value for key, value in factors.config.items() if key != "info"}
     gradient = {name: torch.randn_like(p) for name, p in model.named_parameters()}
     engine = Influence(model)
     before, after = engine.ihvp(gradient, factors), engine.ihvp(gradient, again)
@@ -41,6 +41,23 @@ def test_round_trip(fitted, tmp_path, most):
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     # gate and up share one basis: three tables of 10 x 8 and bases of 10, 10, 8 and of 8, 10, as float64
     assert size < 8 * (3 * 80 + 2 * 100 + 64 + 64 + 100) + 3000
+
+
+def test_paths_of_this_machine_stay_here(tmp_path):
+    """Oracle: the bytes of every file: no note of the run, which may hold such paths, is in them."""
+    engine = Influence(classifier(), loss=ClassificationLoss())
+    private = "/home/somebody/models/mine"
+    factors = engine.fit(points(6), tmp_path / "r", info={"model": private, "data": private})
+    folder = factors.save_pretrained(tmp_path / "f")
+    assert all(private.encode() not in path.read_bytes() for path in folder.iterdir())
+
+
+def test_a_card_counts_no_positions_where_none_were_counted(tmp_path):
+    """Oracle: the strategy: without Kronecker factors nothing counts them."""
+    engine = Influence(classifier(), loss=ClassificationLoss(), strategy="diagonal")
+    text = (engine.fit(points(6), tmp_path / "r").save_pretrained(tmp_path / "f") / "README.md").read_text("utf-8")
+    assert "positions" not in text
+    assert "tokens_seen" not in text
 
 
 def test_card(fitted, tmp_path):

@@ -21,7 +21,7 @@ def plan_influence(
     rank: Annotated[int, typer.Option("--rank", min=0, help="Rank of the queries; 0 for full.")] = 32,
     max_sequences: Annotated[int, typer.Option(min=1, help="Sequences to fit on, at most.")] = 100_000,
     modules: Annotated[str, typer.Option("--modules", help="Layers to track.")] = "mlp",
-    strategy: Annotated[str, typer.Option("--strategy", help="ekfac, kfac, diagonal or identity.")] = "ekfac",
+    strategy: Annotated[str, typer.Option("--strategy", help="ekfac, kfac, shampoo, diagonal or identity.")] = "ekfac",
     blocks: Annotated[int, typer.Option("--blocks", min=1, help="Diagonal blocks of the factors.")] = 1,
     dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float64.")] = "float32",
     batch_tokens: Annotated[int, typer.Option(min=1, help="Padded tokens a batch.")] = 4096,
@@ -46,8 +46,8 @@ def plan_influence(
     from hesse.influence.huggingface import load_skeleton
     from hesse.influence.plan import Budget, StatedRates, Workload, plan_stages, propose_plan, rates_here
 
-    if strategy not in ("ekfac", "kfac", "diagonal", "identity"):
-        raise ArgumentError(f"strategy: expected ekfac, kfac, diagonal or identity, got {strategy!r}")
+    if strategy not in ("ekfac", "kfac", "shampoo", "diagonal", "identity"):
+        raise ArgumentError(f"strategy: expected ekfac, kfac, shampoo, diagonal or identity, got {strategy!r}")
     stated = None if rates is None else StatedRates(*_three(rates))
     budget = Budget(
         None if max_time is None else parse_duration(max_time),

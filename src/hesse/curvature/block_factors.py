@@ -12,7 +12,14 @@ from torch import Tensor
 
 from hesse.curvature.block_basis import Basis, BlockBasis, block_slices
 from hesse.curvature.capture import Captured
-from hesse.curvature.kfac import add_gram_, eigendecompose, kept_rows, mirror_
+from hesse.curvature.kfac import (
+    add_gram_,
+    add_gram_with_ones_,
+    eigendecompose,
+    kept_rows,
+    mirror_,
+    num_positions,
+)
 
 __all__ = ["FactorBlocks"]
 
@@ -56,12 +63,7 @@ class FactorBlocks:
         """Add the input ã of every position of one batch, a 1 at its end where the layer has a bias."""
         x = kept_rows(rows.inputs, rows.mask)
         for total, place in zip(self.totals, self.slices, strict=True):
-            part = x[:, place]  # that of the last block lacks the ones
-            width = part.shape[1]
-            add_gram_(total[:width, :width], part)
-            if width < len(total):
-                total[:width, width] += part.sum(0, dtype=total.dtype)
-                total[width, width] += len(part)
+            add_gram_with_ones_(total, x[:, place])  # the part of the last block lacks the ones
         self.count += len(x)
 
     def add_grads_(self, rows: Captured, *, count: bool = True) -> None:
@@ -70,7 +72,7 @@ class FactorBlocks:
         for total, place in zip(self.totals, self.slices, strict=True):
             add_gram_(total, d[:, place])
         if count:
-            self.count += len(d) if rows.mask is None else int(rows.mask.sum())
+            self.count += num_positions(rows)
 
     def eigendecompose(self, count: int, *, name: str, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Basis]:
         """Eigendecompose every block; the sums are completed below the diagonal in place.

@@ -19,9 +19,11 @@ __all__ = [
     "InputFactor",
     "OutputFactor",
     "add_gram_",
+    "add_gram_with_ones_",
     "eigendecompose",
     "kept_rows",
     "mirror_",
+    "num_positions",
     "reduce_positions",
 ]
 
@@ -58,11 +60,7 @@ class InputFactor:
     def add_(self, rows: Captured) -> None:
         """Add every position of one batch."""
         x = kept_rows(rows.inputs, rows.mask)
-        m = x.shape[1]
-        add_gram_(self.total[:m, :m], x)
-        if rows.layer.has_bias:
-            self.total[:m, m] += x.sum(0, dtype=self.total.dtype)
-            self.total[m, m] += len(x)
+        add_gram_with_ones_(self.total, x)
         self.count += len(x)
 
 
@@ -98,7 +96,7 @@ class OutputFactor:
         d = rows.grads.flatten(0, 1)
         add_gram_(self.total, d)  # positions outside the mask are zero rows
         if count:
-            self.count += d.shape[0] if rows.mask is None else int(rows.mask.sum())
+            self.count += num_positions(rows)
 
 
 def reduce_positions(rows: Captured) -> Captured:
@@ -142,6 +140,39 @@ def add_gram_(total: Tensor, rows: Tensor) -> None:
     add_gram_(total[:half, :half], rows[:, :half])
     total[:half, half:].addmm_(rows[:, :half].T, rows[:, half:])
     add_gram_(total[half:, half:], rows[:, half:])
+
+
+def add_gram_with_ones_(total: Tensor, rows: Tensor) -> None:
+    """Add X̃ᵀX̃ as `add_gram_` does, X̃ being X with a column of ones where ``total`` has one column more than X.
+
+    Parameters
+    ----------
+    total : Tensor, shape (n, n) or (n + 1, n + 1)
+        Changed in place.
+    rows : Tensor, shape (K, n)
+        X.
+    """
+    n = rows.shape[1]
+    add_gram_(total[:n, :n], rows)
+    if n < len(total):
+        total[:n, n] += rows.sum(0, dtype=total.dtype)
+        total[n, n] += len(rows)
+
+
+def num_positions(rows: Captured) -> int:
+    """Count the positions of a batch that a layer was captured at.
+
+    Parameters
+    ----------
+    rows : Captured
+        Of one layer.
+
+    Returns
+    -------
+    int
+        Those inside the mask, or all.
+    """
+    return rows.grads.shape[0] * rows.grads.shape[1] if rows.mask is None else int(rows.mask.sum())
 
 
 def mirror_(total: Tensor) -> Tensor:

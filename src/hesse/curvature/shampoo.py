@@ -8,7 +8,7 @@ sees how the tokens of a sequence go together. Shapes: B sequences, p outputs, m
 
 from hesse.curvature.capture import BLOCK_ENTRIES, Captured
 from hesse.curvature.ekfac import sequence_gradients
-from hesse.curvature.kfac import InputFactor, OutputFactor, add_gram_
+from hesse.curvature.kfac import InputFactor, OutputFactor, add_gram_, num_positions
 
 __all__ = ["add_gradient_moments_"]
 
@@ -37,6 +37,5 @@ def add_gradient_moments_(inputs: InputFactor, outputs: OutputFactor, rows: Capt
         add_gram_(outputs.total, gradients.transpose(1, 2).flatten(0, 1))
         add_gram_(inputs.total, gradients.flatten(0, 1))
     if count:
-        positions = rows.grads.shape[0] * rows.grads.shape[1] if rows.mask is None else int(rows.mask.sum())
-        inputs.count += positions
-        outputs.count += positions
+        inputs.count += num_positions(rows)
+        outputs.count += num_positions(rows)

@@ -89,7 +89,8 @@ def save_pretrained(
         "schema": SCHEMA,
         "created_by": {"hesse": hesse.__version__},
         "about": about,
-        "config": dict(factors.config),
+        # without the notes of the run, which hold paths of this machine
+        "config": {key: value for key, value in factors.config.items() if key != "info"},
         "parents": dict(factors.parents),
         "num_sequences": factors.num_sequences,
         "mean_tokens": factors.mean_tokens,
@@ -254,7 +255,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _card(factors: Factors, layers: Mapping[str, Mapping[str, Any]], about: Mapping[str, str | None]) -> str:
     config = factors.config
     model, revision = about["model"] or "unknown", about["revision"] or "unknown"
-    tokens = round(factors.num_sequences * factors.mean_tokens)
+    tokens = round(factors.num_sequences * factors.mean_tokens)  # 0: no factor that counts them was fitted
+    seen = f", {tokens:,} positions" if tokens else ""
     head: dict[str, Any] = {
         "library_name": "hesse",
         "tags": ["influence-functions", "ek-fac", "training-data-attribution"],
@@ -268,7 +270,7 @@ def _card(factors: Factors, layers: Mapping[str, Mapping[str, Any]], about: Mapp
         "damping": config.get("damping"),
         "num_sequences": config.get("num_sequences", factors.num_sequences),
         "fitted_on": factors.num_sequences,
-        "tokens_seen": tokens,
+        "tokens_seen": tokens or None,
     }
     # JSON is YAML: quoted as it should be, whatever the names hold
     yaml = "\n".join(f"{key}: {json.dumps(value)}" for key, value in head.items() if value is not None)
@@ -296,7 +298,7 @@ factors = Factors.from_pretrained("...")  # this folder, or its id on a hub
 | strategy | {config.get("strategy")}, {config.get("fisher")} labels, seed {config.get("seed")} |
 | damping | {config.get("damping")} (a number alone is relative to the mean eigenvalue of each matrix) |
 | data | {about["data"] or "not said"}, fingerprint `{factors.parents.get("data")}` |
-| fitted on | {factors.num_sequences:,} of {head["num_sequences"]:,} sequences, {tokens:,} positions |
+| fitted on | {factors.num_sequences:,} of {head["num_sequences"]:,} sequences{seen} |
 | model hash | `{factors.parents.get("model")}` |
 
 ## Limits

@@ -27,6 +27,7 @@ def test_stated_rates_by_hand():
     assert cost.prepare == pytest.approx((4 * 35 * 12 + 12 * 35 * 10) / 1e8)
     assert RATES.eigh(20) == pytest.approx(9 * 8000 / 1e7)
     assert RATES.layer(5, 6, True, "identity", Workload(10, 4.0)).gram == 0
+    assert RATES.layer(5, 6, True, "shampoo", Workload(10, 4.0)).gram == pytest.approx((70 + 70 * 12 / 4) / 1e8)
 
 
 def test_processes_share_passes(network):

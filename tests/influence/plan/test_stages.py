@@ -130,6 +130,7 @@ def test_bytes_by_hand():
     ("strategy", "names"),
     [
         ("kfac", ["covariance", "eigendecomposition", "queries", "scores"]),
+        ("shampoo", ["covariance", "eigendecomposition", "eigenvalues", "queries", "scores"]),
         ("diagonal", ["eigenvalues", "queries", "scores"]),
         ("identity", ["queries", "scores"]),
     ],

@@ -142,3 +142,19 @@ def test_refuses(tmp_path):
     other = Recorder(tmp_path / "e", model, SGD(), dataset=points(4)).finish()
     with pytest.raises(ArtifactError, match="other data"):
         other.check_data(as_examples(points(5)))
+
+
+def test_of_two_recorders_the_first_gives_way(tmp_path):
+    """Oracle: the record as the second one left it: the first is refused, and not a byte of it changes."""
+    model = classifier()
+    first = Recorder(tmp_path / "r", model, SGD(), every=1)
+    first.step([0], learning_rate=0.1)
+    second = Recorder(tmp_path / "r", model, SGD(), every=1, overwrite=True)
+    second.step([1], learning_rate=0.2)
+    second.step([1], learning_rate=0.2)  # as far as the first will be, and so in files of the same names
+    left = {path.name: path.read_bytes() for path in (tmp_path / "r").iterdir()}
+    with pytest.raises(ArtifactError, match="another recorder"):
+        first.step([2], learning_rate=0.1)
+    named = set(open_record(tmp_path / "r").manifest.files) | {"manifest.json"}
+    assert {name: (tmp_path / "r" / name).read_bytes() for name in named} == {name: left[name] for name in named}
+    assert tuple(second.finish().learning_rates) == (0.2, 0.2)

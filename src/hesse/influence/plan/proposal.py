@@ -110,7 +110,7 @@ def propose_plan(
         What is wanted.
     budget : Budget
         What it may take.
-    strategy : {"ekfac", "kfac", "diagonal", "identity"}, default "ekfac"
+    strategy : {"ekfac", "kfac", "shampoo", "diagonal", "identity"}, default "ekfac"
         Never changed.
     blocks : int, default 1
         The fewest blocks of the factors.

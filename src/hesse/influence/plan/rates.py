@@ -13,6 +13,7 @@ from hesse.curvature.ekfac import second_moment
 from hesse.curvature.kfac import InputFactor, OutputFactor
 from hesse.curvature.layers import TrackedLayer
 from hesse.curvature.scratch import Scratch
+from hesse.curvature.shampoo import add_gradient_moments_
 from hesse.errors import ArgumentError
 from hesse.influence.contraction import DenseQueries, QueryMatrices, contract, empty_queries
 from hesse.influence.plan.workload import Workload
@@ -106,9 +107,10 @@ class StatedRates:
             Seconds.
         """
         m, length, count = inputs + has_bias, workload.mean_length, workload.num_queries
-        gram = 2.0 * (p * p + m * m) if strategy in ("ekfac", "kfac") else 0.0
+        whole = 2 * m * p + 2 * p * m * (p + m) / length  # a sequence's gradient, and its moments on either side
+        gram = {"diagonal": 0.0, "identity": 0.0, "shampoo": whole}.get(strategy, 2.0 * (p * p + m * m))
         rotated = min(2 * (m * m + p * p) + 2 * m * p, 2 * m * p + 2 * p * m * (p + m) / length)
-        moment = {"ekfac": rotated, "diagonal": 2.0 * m * p}.get(strategy, 0.0)
+        moment = {"ekfac": rotated, "shampoo": rotated, "diagonal": 2.0 * m * p}.get(strategy, 0.0)
         score = 2 * m * p * (1 + count / length)
         if (rank := _low(workload.rank, p, m)) is not None:
             score = min(score, 2 * rank * count * (p + m))
@@ -191,20 +193,21 @@ class MeasuredRates:
 
         shape = (p, inputs, has_bias, length)
         gram = moment = 0.0
-        if strategy in ("ekfac", "kfac"):
-            gram = self._once(("gram", *shape), lambda: self._gram(rows())) / tokens
-        if strategy in ("ekfac", "diagonal"):
+        if strategy in ("ekfac", "kfac", "shampoo"):
+            whole = strategy == "shampoo"
+            gram = self._once(("gram", whole, *shape), lambda: self._gram(rows(), whole)) / tokens
+        if strategy in ("ekfac", "shampoo", "diagonal"):
             moment = self._once(("moment", *shape), lambda: self._moment(rows())) / tokens
         prepare = _prepare_flops(p, m, strategy, workload.rank) / self.rate
         count, rank = workload.num_queries, _low(workload.rank, p, m)
         score = self._once(("score", *shape, count, rank), lambda: self._score(rows(), count, rank))
         return LayerCost(gram, moment, prepare, score / tokens)
 
-    def _gram(self, rows: Captured) -> float:
+    def _gram(self, rows: Captured, whole: bool) -> float:
         layer = rows.layer
         a = InputFactor.zeros(layer.columns, dtype=self.wide, device=self.device)
         s = OutputFactor.zeros(layer.out_features, dtype=self.wide, device=self.device)
-        return self._seconds(lambda: (a.add_(rows), s.add_(rows)))
+        return self._seconds(lambda: add_gradient_moments_(a, s, rows) if whole else (a.add_(rows), s.add_(rows)))
 
     def _moment(self, rows: Captured) -> float:
         p, m = rows.layer.out_features, rows.layer.columns

@@ -62,7 +62,7 @@ def plan_stages(
         Those that will be tracked.
     workload : Workload
         How much there is to do.
-    strategy : {"ekfac", "kfac", "diagonal", "identity"}, default "ekfac"
+    strategy : {"ekfac", "kfac", "shampoo", "diagonal", "identity"}, default "ekfac"
         Which stages there are.
     blocks : int, default 1
         Diagonal blocks of the factors.
@@ -114,15 +114,15 @@ def plan_stages(
     block = size * max(min(BLOCK_ENTRIES, sequences * p * m) for p, m in ends)  # gradients formed at a time
     queries = _query_bytes(layers, workload, size)
     stages = []
-    if strategy in ("ekfac", "kfac"):
+    if strategy in ("ekfac", "kfac", "shampoo"):
         stages.append(StagePlan("covariance", fitted * length * (passes + cost.gram), factors + held, factors))
         widest = max(max(pair) for pair in ends)
         each = [rates.eigh(-(-n // blocks)) * blocks for pair in ends for n in pair]
         eigen = max(sum(each) / processes, *each)
         largest = size * widest**2 // blocks + 24 * (widest // blocks) ** 2
         stages.append(StagePlan("eigendecomposition", eigen, largest, factors))
-    bases = factors if strategy in ("ekfac", "kfac") else 0
-    if strategy in ("ekfac", "diagonal"):
+    bases = factors if strategy in ("ekfac", "kfac", "shampoo") else 0
+    if strategy in ("ekfac", "shampoo", "diagonal"):
         seconds = fitted * length * (passes + cost.moment)
         stages.append(StagePlan("eigenvalues", seconds, bases + tables + held + block, tables))
     tokens = workload.num_queries * (workload.query_length or length)

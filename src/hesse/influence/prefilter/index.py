@@ -9,26 +9,23 @@ Layout, one part for so many sequences, each part five files called ``part-<firs
 Shapes: N sequences in all, D of a part, V tokens, P pairs of a token and a sequence that holds it.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from hesse._progress import progress
 from hesse.errors import ArgumentError, ArtifactError
 from hesse.influence.examples import Examples, plan_units
+from hesse.influence.prefilter.parts import build_parts, manifest_of
 from hesse.influence.streams import token_rows
 from hesse.io import (
-    LOCK_NAME,
     FileEntry,
     Manifest,
-    manifest_exists,
     open_array,
     read_manifest,
     run_lock,
     save_array,
-    write_manifest,
 )
 
 __all__ = ["KIND", "IndexPart", "TokenIndex", "build_index", "open_index"]
@@ -152,23 +149,11 @@ def build_index(
     config = {"layout": _LAYOUT, "part_size": part_size}
     parents = {"data": examples.fingerprint(), "tokenizer": tokenizer or "not known"}
     with run_lock(where):
-        if manifest_exists(where):
-            manifest = read_manifest(where, KIND, config=config, parents=parents)
-            if any(not (where / name).is_file() for name in manifest.files):  # deleted, to be computed anew
-                manifest = replace(manifest, stages={}, files={})
-        elif any(entry.name != LOCK_NAME for entry in where.iterdir()):
-            raise ArgumentError(f"folder: {where} is not empty and holds no index")
-        else:
-            manifest = Manifest(KIND, config, parents)
-        done = int(manifest.stages.get("build", {}).get("sequences", 0))
-        with progress("index", len(examples), unit="sequences", enabled=show_progress) as advance:
-            advance(done)
-            for unit in plan_units(len(examples), part_size, done):
-                files = _write_part(where, examples, unit)
-                stages = {"build": {"sequences": unit.stop, "done": unit.stop == len(examples)}}
-                manifest = replace(manifest, stages=stages, files=manifest.files | files)
-                write_manifest(where, manifest)
-                advance(len(unit))
+        manifest = manifest_of(where, KIND, config, parents)
+        build_parts(
+            where, manifest, len(examples), part_size, lambda unit: _write_part(where, examples, unit),
+            title="index", show_progress=show_progress,
+        )  # fmt: skip
     return open_index(where)
 
 

@@ -11,7 +11,7 @@ Shapes: N sequences, Q queries, d = Σ_ℓ k_out·k_in numbers a sequence.
 import json
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hesse._progress import progress
 from hesse.curvature.block_basis import Basis, rows_times
 from hesse.curvature.capture import BLOCK_ENTRIES, Captured
 from hesse.errors import ArgumentError, ArtifactError, NumericalError
@@ -27,6 +26,7 @@ from hesse.influence.checks import check_ranking
 from hesse.influence.examples import Examples, plan_batches, plan_units
 from hesse.influence.factors import Factors
 from hesse.influence.passes import Pass
+from hesse.influence.prefilter.parts import build_parts, manifest_of
 from hesse.influence.run import is_damaged
 from hesse.influence.score import to_device
 from hesse.influence.scores import sum_rows
@@ -330,36 +330,25 @@ def build_projected(
             write_manifest(where, manifest)  # first: killed in between, what is left does not count
             for path in where.glob("part-*"):
                 path.unlink()
-        elif manifest_exists(where):
-            manifest = read_manifest(where, KIND, config=config, parents=parents)
-            if any(not (where / name).is_file() for name in manifest.files):  # deleted, to be computed anew
-                manifest = replace(manifest, stages={}, files={})
-        elif any(entry.name != LOCK_NAME for entry in where.iterdir()):
-            raise ArgumentError(f"folder: {where} is not empty and holds no index")
         else:
-            manifest = Manifest(KIND, config, parents)
-        done = int(manifest.stages.get("build", {}).get("sequences", 0))
-        with progress("gradients", len(examples), unit="sequences", enabled=show_progress) as advance:
-            advance(done)
-            for unit in plan_units(len(examples), part_size, done):
-                names: list[tuple[str, str]] = []
-                found = _features(run_pass, projections, examples, unit, batch_tokens, names, "dataset").to(stored)
-                if not bool(torch.isfinite(found).all()):
-                    raise NumericalError(
-                        f"index: a gradient of sequences {unit.start} to {unit.stop - 1} is NaN, or too large for "
-                        f"{dtype}; store float32"
-                    )
-                tensors, lines = _file(unit.start, "safetensors"), _file(unit.start, "jsonl")
-                files = {
-                    tensors: save_tensors(where / tensors, {"gradients": found}),
-                    lines: atomic_write_bytes(
-                        where / lines, "".join(json.dumps(pair) + "\n" for pair in names).encode()
-                    ),
-                }
-                stages = {"build": {"sequences": unit.stop, "done": unit.stop == len(examples)}}
-                manifest = replace(manifest, stages=stages, files=manifest.files | files)
-                write_manifest(where, manifest)
-                advance(len(unit))
+            manifest = manifest_of(where, KIND, config, parents)
+
+        def write(unit: range) -> dict[str, FileEntry]:
+            names: list[tuple[str, str]] = []
+            found = _features(run_pass, projections, examples, unit, batch_tokens, names, "dataset").to(stored)
+            if not bool(torch.isfinite(found).all()):
+                raise NumericalError(
+                    f"index: a gradient of sequences {unit.start} to {unit.stop - 1} is NaN, or too large for "
+                    f"{dtype}; store float32"
+                )
+            tensors, lines = _file(unit.start, "safetensors"), _file(unit.start, "jsonl")
+            text = "".join(json.dumps(pair) + "\n" for pair in names)
+            return {
+                tensors: save_tensors(where / tensors, {"gradients": found}),
+                lines: atomic_write_bytes(where / lines, text.encode()),
+            }
+
+        build_parts(where, manifest, len(examples), part_size, write, title="gradients", show_progress=show_progress)
     return open_projected(where)
 
 

@@ -93,8 +93,8 @@ def magic(
     Time: a training step costs about 3 forward passes; each step here costs that, its replays, and about 6 forward
     passes a query. Attention runs in torch's mathematical kernel, the only one with second derivatives. A step of Adam
     is steep where the running mean of g² is near ``eps``²: set ``eps`` or ``eps_root`` of `AdamW` higher when training
-    for it. On Linux, MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ of 2³⁰ in the environment can save a tenth to a
-    third of the time: the memory of one step then serves the next.
+    for it. On Linux, ``MALLOC_MMAP_THRESHOLD_`` and ``MALLOC_TRIM_THRESHOLD_`` of 2³⁰ in the environment can save a
+    tenth to a third of the time: the memory of one step then serves the next.
 
     References
     ----------

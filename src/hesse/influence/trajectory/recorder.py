@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hesse._progress import progress as progress_bar
-from hesse.errors import ArgumentError
+from hesse.errors import ArgumentError, ArtifactError
 from hesse.influence.examples import as_examples
 from hesse.influence.objective import Loss
 from hesse.influence.run import RunFolder
@@ -17,7 +17,7 @@ from hesse.influence.trajectory.optimizers import SGD, Optimizer, optimizer_from
 from hesse.influence.trajectory.record import KIND, TrainingRecord, moments_name, open_record, weights_name
 from hesse.influence.trajectory.replay import Replay, open_replay
 from hesse.influence.trajectory.schedule import TrainingSchedule
-from hesse.io import FileEntry, Manifest, manifest_exists, read_manifest, save_tensors, write_manifest
+from hesse.io import FileEntry, Manifest, manifest_exists, read_manifest, run_lock, save_tensors, write_manifest
 
 __all__ = ["Recorder", "record_replay"]
 
@@ -52,6 +52,8 @@ class Recorder:
     ------
     ArgumentError
         If the folder holds something else, the optimizer cannot be replayed, or the record ends before ``resume_at``.
+    ArtifactError
+        Later, when a step is to be written and another recorder has written to the folder since.
 
     Notes
     -----
@@ -158,6 +160,14 @@ class Recorder:
         return TrainingRecord(self._run.path, self._run.manifest)
 
     def _commit(self, *, weights: bool, done: bool = False) -> None:
+        path, mine = self._run.path, self._run.manifest
+        with run_lock(path):
+            there = read_manifest(path, KIND)
+            if (there.stages, there.files) != (mine.stages, mine.files):
+                raise ArtifactError(f"{path}: another recorder has written here since; the record is left as it is")
+            self._write(weights=weights, done=done)
+
+    def _write(self, *, weights: bool, done: bool) -> None:
         steps, run = len(self._rates), self._run
         files: dict[str, FileEntry] = {}
         if weights and steps not in self._checkpoints:

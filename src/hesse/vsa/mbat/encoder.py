@@ -99,8 +99,8 @@ class JSONEncoder(Estimator):
     array : (float, float), default (0.5, 0.5)
         Weights of the order and of the bag. Of arrays longer than 128 the order knows the first and last 64 items.
     key_weights : "idf" or mapping, optional
-        Weights of patterns, which are JSON pointers with ``*`` for positions, as "/orders/*/price". "idf": log((1 + N)
-        / (1 + N_pattern)) + 1, from `fit`. Default: all keys weigh the same.
+        Weights of patterns, which are JSON pointers with ``*`` for positions, as ``/orders/*/price``. "idf":
+        log((1 + N) / (1 + N_pattern)) + 1, from `fit`. Default: all keys weigh the same.
     dates : bool, default False
         Read ISO dates as numbers, a year as 1. Off, because dates with errors in them are texts.
     soft_keys : float, default 0
