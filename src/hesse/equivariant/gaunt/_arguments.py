@@ -5,37 +5,13 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from hesse.errors import ArgumentError, ArgumentTypeError, ShapeError
+from hesse.equivariant._arguments import check_choice
+from hesse.errors import ArgumentTypeError, ShapeError
 
-__all__ = ["Normalization", "check_degree", "check_features", "check_normalization", "compute_dtype"]
+__all__ = ["Normalization", "check_features", "check_normalization", "compute_dtype"]
 
 Normalization = Literal["integral", "component", "norm"]
 _NORMALIZATIONS = get_args(Normalization)
-
-
-def check_degree(call: str, name: str, degree: int, low: int = 0) -> None:
-    """Refuse what is not an integer >= low.
-
-    Parameters
-    ----------
-    call, name : str
-        The function and its argument, for the message.
-    degree : int
-        What came.
-    low : int, default 0
-        The least that is allowed.
-
-    Raises
-    ------
-    ArgumentTypeError
-        If it is not an integer.
-    ArgumentError
-        If it is too small.
-    """
-    if not isinstance(degree, int) or isinstance(degree, bool):
-        raise ArgumentTypeError(f"{call}: expected {name} to be an integer, got {type(degree).__name__}")
-    if degree < low:
-        raise ArgumentError(f"{call}: expected {name} >= {low}, got {degree}")
 
 
 def check_normalization(call: str, normalization: str) -> None:
@@ -53,10 +29,7 @@ def check_normalization(call: str, normalization: str) -> None:
     ArgumentError
         If it is none of the three.
     """
-    if normalization not in _NORMALIZATIONS:
-        raise ArgumentError(
-            f"{call}: expected normalization to be one of {', '.join(_NORMALIZATIONS)}, got {normalization!r}"
-        )
+    check_choice(call, "normalization", normalization, _NORMALIZATIONS)
 
 
 def check_features(call: str, name: str, features: Tensor, degree: int) -> None:

@@ -8,14 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from hesse.equivariant._arguments import check_count
 from hesse.equivariant.gaunt import _tables
-from hesse.equivariant.gaunt._arguments import (
-    Normalization,
-    check_degree,
-    check_features,
-    check_normalization,
-    compute_dtype,
-)
+from hesse.equivariant.gaunt._arguments import Normalization, check_features, check_normalization, compute_dtype
 from hesse.equivariant.gaunt.harmonics import unit_vectors
 from hesse.equivariant.gaunt.rotation import from_pole, polar_frame, to_pole
 from hesse.errors import ArgumentError, ShapeError
@@ -183,7 +178,7 @@ def _along_the_pole(
 
 def _check_three_degrees(call: str, degrees: tuple[int, int, int]) -> None:
     for name, degree in zip(("l_in", "l_edge", "l_out"), degrees, strict=True):
-        check_degree(call, name, degree)
+        check_count(call, name, degree)
     l_in, l_edge, l_out = degrees
     if l_out > l_in + l_edge:
         raise ArgumentError(f"{call}: expected l_out <= l_in + l_edge = {l_in + l_edge}, got {l_out}")

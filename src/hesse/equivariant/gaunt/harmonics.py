@@ -10,7 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-from hesse.equivariant.gaunt._arguments import Normalization, check_degree, check_normalization, compute_dtype
+from hesse.equivariant._arguments import check_count
+from hesse.equivariant.gaunt._arguments import Normalization, check_normalization, compute_dtype
 from hesse.errors import ArgumentError, ArgumentTypeError, ShapeError
 
 __all__ = ["angle_multiples", "degree_factors", "polar_functions", "spherical_harmonics", "unit_vectors"]
@@ -51,7 +52,7 @@ def spherical_harmonics(l_max: int, xyz: Tensor, normalization: Normalization = 
     ----------
     S. A. Holmes, W. E. Featherstone (2002), J. Geodesy 76, on the recurrence.
     """
-    check_degree("spherical_harmonics", "l_max", l_max)
+    check_count("spherical_harmonics", "l_max", l_max)
     check_normalization("spherical_harmonics", normalization)
     x, y, z = unit_vectors("spherical_harmonics", "xyz", xyz).unbind(-1)
     polynomials = _legendre(l_max, y)

@@ -5,7 +5,8 @@ from typing import Literal, cast
 import torch
 from torch import Generator, Tensor, nn
 
-from hesse.equivariant.gaunt._arguments import Normalization, check_degree, check_features
+from hesse.equivariant._arguments import check_count
+from hesse.equivariant.gaunt._arguments import Normalization, check_features
 from hesse.equivariant.gaunt.product import (
     Backend,
     antisymmetric_tensor_product,
@@ -57,12 +58,12 @@ class GauntTensorProduct(nn.Module):
     ) -> None:
         super().__init__()
         for name, degree in (("l1", l1), ("l2", l2), ("l3", l3)):
-            check_degree("GauntTensorProduct", name, degree)
+            check_count("GauntTensorProduct", name, degree)
         limit = max(l1 + l2 - 1, 0) if antisymmetric else l1 + l2
         if l3 > limit:
             raise ArgumentError(f"GauntTensorProduct: expected l3 <= {limit}, got {l3}")
         if channels is not None:
-            check_degree("GauntTensorProduct", "channels", channels, 1)
+            check_count("GauntTensorProduct", "channels", channels, 1)
         if antisymmetric and backend in ("fourier", "cg"):
             raise ArgumentError(f"GauntTensorProduct: antisymmetric has no backend {backend!r}; take dense or grid")
         self.l1, self.l2, self.l3 = l1, l2, l3
@@ -130,13 +131,13 @@ class GauntManyBody(nn.Module):
         normalization: Normalization = "integral",
     ) -> None:
         super().__init__()
-        check_degree("GauntManyBody", "order", order, 1)
+        check_count("GauntManyBody", "order", order, 1)
         for name, degree in (("l_in", l_in), ("l_out", l_out)):
-            check_degree("GauntManyBody", name, degree)
+            check_count("GauntManyBody", name, degree)
         if l_out > order * l_in:
             raise ArgumentError(f"GauntManyBody: expected l_out <= order · l_in = {order * l_in}, got {l_out}")
         if channels is not None:
-            check_degree("GauntManyBody", "channels", channels, 1)
+            check_count("GauntManyBody", "channels", channels, 1)
         self.l_in, self.l_out, self.order = l_in, l_out, order
         self.backend: Literal["auto", "dense", "grid"] = backend
         self.normalization: Normalization = normalization
@@ -188,9 +189,9 @@ class DegreeLinear(nn.Module):
 
     def __init__(self, l_max: int, channels_in: int, channels_out: int, *, generator: Generator | None = None) -> None:
         super().__init__()
-        check_degree("DegreeLinear", "l_max", l_max)
-        check_degree("DegreeLinear", "channels_in", channels_in, 1)
-        check_degree("DegreeLinear", "channels_out", channels_out, 1)
+        check_count("DegreeLinear", "l_max", l_max)
+        check_count("DegreeLinear", "channels_in", channels_in, 1)
+        check_count("DegreeLinear", "channels_out", channels_out, 1)
         self.l_max = l_max
         start = torch.randn(l_max + 1, channels_out, channels_in, generator=generator)
         self.weight = nn.Parameter(start / channels_in**0.5)

@@ -11,14 +11,9 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from hesse.equivariant._arguments import check_count
 from hesse.equivariant.gaunt import _tables
-from hesse.equivariant.gaunt._arguments import (
-    Normalization,
-    check_degree,
-    check_features,
-    check_normalization,
-    compute_dtype,
-)
+from hesse.equivariant.gaunt._arguments import Normalization, check_features, check_normalization, compute_dtype
 from hesse.errors import ArgumentError, ShapeError
 
 __all__ = [
@@ -61,7 +56,7 @@ def gaunt_coefficients(l1: int, l2: int, l3: int) -> Tensor:
     J. A. Gaunt (1929), Phil. Trans. R. Soc. A 228.
     """
     for name, degree in (("l1", l1), ("l2", l2), ("l3", l3)):
-        check_degree("gaunt_coefficients", name, degree)
+        check_count("gaunt_coefficients", name, degree)
     table = _tables.gaunt_table(l1, l2, l3, "integral", torch.float64, torch.device("cpu"))
     return table[l1 * l1 :, l2 * l2 :, l3 * l3 :].clone()
 
@@ -259,9 +254,9 @@ def gaunt_many_body(
     S. Luo, T. Chen, A. S. Krishnapriyan (2024), ICLR, arXiv 2401.10216, section on many-body interactions.
     """
     call = "gaunt_many_body"
-    check_degree(call, "order", order, 1)
-    check_degree(call, "max_grid_elements", max_grid_elements, 1)
-    _check_degrees(call, {"l_in": l_in, "l_out": l_out}, order * l_in, "order · l_in")
+    check_count(call, "order", order, 1)
+    check_count(call, "max_grid_elements", max_grid_elements, 1)
+    _check_counts(call, {"l_in": l_in, "l_out": l_out}, order * l_in, "order · l_in")
     check_features(call, "x", x, l_in)
     check_normalization(call, normalization)
     if backend not in ("auto", "dense", "grid"):
@@ -327,9 +322,9 @@ def fastest_backend(
     ArgumentError
         If degrees or numbers are out of range.
     """
-    check_degree("fastest_backend", "batch", batch, 1)
-    check_degree("fastest_backend", "repeats", repeats, 1)
-    _check_degrees("fastest_backend", {"l1": l1, "l2": l2, "l3": l3}, l1 + l2, "l1 + l2")
+    check_count("fastest_backend", "batch", batch, 1)
+    check_count("fastest_backend", "repeats", repeats, 1)
+    _check_counts("fastest_backend", {"l1": l1, "l2": l2, "l3": l3}, l1 + l2, "l1 + l2")
     place = torch.device(device)
     x, y = (torch.ones(batch, (size + 1) ** 2, dtype=dtype, device=place) for size in (l1, l2))
     names: list[Backend] = ["dense", "grid", "fourier"]
@@ -362,8 +357,8 @@ def _pair(
 ) -> tuple[Tensor, Tensor, torch.dtype]:
     # Both features, checked, of one shape and in the dtype of the arithmetic; and that of the result
     l1, l2, l3 = degrees
-    _check_degrees(call, {"l1": l1, "l2": l2, "l3": l3}, limit, reason)
-    check_degree(call, "max_grid_elements", max_grid_elements, 1)
+    _check_counts(call, {"l1": l1, "l2": l2, "l3": l3}, limit, reason)
+    check_count(call, "max_grid_elements", max_grid_elements, 1)
     check_normalization(call, normalization)
     check_features(call, "x", x, l1)
     check_features(call, "y", y, l2)
@@ -376,9 +371,9 @@ def _pair(
     return x, y, dtype
 
 
-def _check_degrees(call: str, degrees: dict[str, int], limit: int, reason: str) -> None:
+def _check_counts(call: str, degrees: dict[str, int], limit: int, reason: str) -> None:
     for name, degree in degrees.items():
-        check_degree(call, name, degree)
+        check_count(call, name, degree)
     last, value = list(degrees.items())[-1]
     if value > limit:
         raise ArgumentError(

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hesse.equivariant._arguments import check_count
 from hesse.equivariant.gaunt import _tables
-from hesse.equivariant.gaunt._arguments import check_degree, check_features, compute_dtype
+from hesse.equivariant.gaunt._arguments import check_features, compute_dtype
 from hesse.equivariant.gaunt.harmonics import angle_multiples, spherical_harmonics
 from hesse.errors import ArgumentError, ArgumentTypeError, ShapeError
 
@@ -56,7 +57,7 @@ def wigner_d(l_max: int, rotation: Tensor, *, parity: int = 1) -> tuple[Tensor, 
     ----------
     D. Pinchon, P. E. Hoggan (2007), J. Phys. A 40, on the factor J.
     """
-    check_degree("wigner_d", "l_max", l_max)
+    check_count("wigner_d", "l_max", l_max)
     dtype = _checked_rotation("wigner_d", rotation, parity)
     wide = rotation.to(compute_dtype(dtype))
     sign = torch.linalg.det(wide.detach()).sign()

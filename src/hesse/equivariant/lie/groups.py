@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Generator, Tensor
 
-from hesse.equivariant.lie._arguments import check_choice, check_count
+from hesse.equivariant._arguments import check_choice, check_count
 from hesse.equivariant.lie._matrices import (
     log_sinhc,
     plane_rotation,

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Generator, Tensor, nn
 
-from hesse.equivariant.lie._arguments import check_choice
+from hesse.equivariant._arguments import check_choice
 from hesse.equivariant.lie.groups import MatrixGroup
 from hesse.errors import ArgumentError
 

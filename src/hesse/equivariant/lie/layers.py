@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Generator, Tensor, nn
 
-from hesse.equivariant.lie._arguments import check_choice, check_count
+from hesse.equivariant._arguments import check_choice, check_count
 from hesse.equivariant.lie.groups import GroupSamples, MatrixGroup
 from hesse.equivariant.lie.kernels import KernelName, make_kernel, unit_grid
 from hesse.errors import ArgumentError, ArgumentTypeError, ShapeError

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Generator, Tensor, nn
 
-from hesse.equivariant.lie._arguments import check_count
+from hesse.equivariant._arguments import check_count
 from hesse.equivariant.lie.groups import GroupSamples, MatrixGroup
 from hesse.equivariant.lie.kernels import KernelName
 from hesse.equivariant.lie.layers import LieConv2d, LieLift2d, LieProject, Pooling

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from hesse.equivariant.lie._arguments import check_count
+from hesse.equivariant._arguments import check_count
 from hesse.errors import ArgumentError, NumericalError, ShapeError
 
 __all__ = ["RMSNormG", "recalibrate"]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from hesse.equivariant.lie._arguments import check_count
+from hesse.equivariant._arguments import check_count
 from hesse.equivariant.lie.groups import GroupSamples, MatrixGroup
 from hesse.equivariant.lie.kernels import SirenKernel
 from hesse.errors import ArgumentError, ArgumentTypeError, ShapeError

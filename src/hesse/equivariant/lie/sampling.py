@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 from torch.quasirandom import SobolEngine
 
-from hesse.equivariant.lie._arguments import check_choice, check_count
+from hesse.equivariant._arguments import check_choice, check_count
 from hesse.equivariant.lie._matrices import plane_rotation, random_rotations
 from hesse.equivariant.lie.groups import GLPlus, GroupSamples, MatrixGroup, Measure
 from hesse.errors import ArgumentError
