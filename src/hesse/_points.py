@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hesse.errors import ArgumentTypeError, NumericalError, ShapeError
+from hesse._values import check_finite
+from hesse.errors import ArgumentTypeError, ShapeError
 
 __all__ = ["Array", "points_of"]
 
@@ -51,6 +52,5 @@ def points_of(call: str, name: str, points: Array, *, min_rows: int = 1, dtype: 
     found = found.to(wide if dtype is None else dtype)
     if found.ndim != 2 or found.shape[1] == 0 or len(found) < min_rows:
         raise ShapeError(f"{call}: expected {name} of shape (N >= {min_rows}, D >= 1), got {tuple(found.shape)}")
-    if not bool(torch.isfinite(found).all()):
-        raise NumericalError(f"{call}: {name} has NaN or Inf")
+    check_finite(call, name, found)
     return found

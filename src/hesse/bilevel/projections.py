@@ -214,6 +214,8 @@ def stacked(project: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], t
     """
 
     def pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        if x.ndim != 1 or y.ndim != 1:
+            raise ShapeError(f"stacked: expected x and y as vectors, got x {tuple(x.shape)} and y {tuple(y.shape)}")
         moved = project(torch.cat([x, y]))
         return moved[: len(x)], moved[len(x) :]
 

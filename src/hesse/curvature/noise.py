@@ -9,6 +9,7 @@ over all unit vectors by Pσ²/b, which for networks is a hundred times less.
 Shapes: P parameters, K directions, n sampled examples of N.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -254,6 +255,9 @@ def _check_mean(call: str, loss_fn: Function, target: Any, batch: Any) -> None:
     with torch.no_grad():
         alone = float(loss_fn(target, tree_map(lambda leaf: leaf[:1], batch)))
         twice = float(loss_fn(target, tree_map(lambda leaf: torch.cat([leaf[:1], leaf[:1]]), batch)))
+        whole = float(loss_fn(target, batch))
+    if not math.isfinite(whole):
+        raise NumericalError(f"{call}: loss_fn is {whole} on the first batch of data; are there NaN or Inf in it?")
     if abs(twice - alone) > 1e-2 * abs(alone) + 1e-6:
         raise ArgumentError(
             f"{call}: loss_fn must average over examples, but the loss of an example and its copy together is "

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import Generator
 
+from hesse._values import check_finite
 from hesse.bilevel.hypergradient.adjoint import solve_adjoint
 from hesse.bilevel.hypergradient.lower import solve_lower
 from hesse.bilevel.hypergradient.result import HyperGradient
@@ -114,6 +115,9 @@ def hypergradient(
     """
     if method not in _METHODS:
         raise ArgumentError(f"hypergradient: method must be one of {', '.join(_METHODS)}; got {method!r}")
+    check_finite("hypergradient", "x", problem.x_layout.flatten(x))
+    if y is not None:
+        check_finite("hypergradient", "y", problem.y_layout.flatten(y))
     if method == "penalty":
         if sigma is None:
             raise ArgumentError("hypergradient: method='penalty' needs sigma > 0")

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from hesse._values import check_finite
 from hesse.bilevel.lv_hba.lagrangian import LowerLagrangian, solve_constrained_lower, solve_saddle
 from hesse.bilevel.lv_hba.saddle_steps import SaddleMethod, lv_steps
 from hesse.bilevel.problem import BilevelProblem
@@ -160,6 +161,8 @@ class LVHBA(BilevelSolver):
         _check_settings(gamma, c0, p, r, saddle, polish_steps)
         _check_projections(problem)
         super().__init__(problem, seed=seed)
+        check_finite("LVHBA", "x0", self.x)
+        check_finite("LVHBA", "y0", self.y)
         self.gamma, self.c0, self.p, self.saddle, self.polish_steps = gamma, c0, p, saddle, polish_steps
         self.x, self.y = self._project(self.x, self.y)
         self.lagrangian = LowerLagrangian(self.oracle, self.x, self.y, scale_rows=scale_rows, bound=r)

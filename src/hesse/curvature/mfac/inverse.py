@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Generator, Tensor, nn
 
+from hesse._values import check_present
 from hesse.curvature.mfac._tiles import column_tiles, combine, gram, multiply
 from hesse.curvature.mfac._unrolled import unrolled_rows
 from hesse.curvature.mfac.gradients import Fisher, Loss, gradient_rows
@@ -434,6 +435,7 @@ def _check_grads(grads: Tensor) -> None:
         raise ArgumentTypeError(f"MFACInverse: expected grads as a real floating tensor, got {kind}")
     if grads.ndim != 2 or 0 in grads.shape:
         raise ShapeError(f"MFACInverse: expected grads of shape (m, d), one gradient a row, got {tuple(grads.shape)}")
+    check_present("MFACInverse", "grads", grads)
     finite = torch.isfinite(grads).all(1)
     if not bool(finite.all()):
         raise NumericalError(f"MFACInverse: gradient {int((~finite).nonzero()[0])} has NaN or Inf; leave it out")

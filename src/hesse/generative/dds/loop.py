@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from hesse._progress import progress
+from hesse._values import check_present
 from hesse.errors import ArgumentError, NumericalError, ShapeError
 from hesse.generative.diffusion import DiffusionPrior
 from hesse.generative.physics.adapters import RealView, normal_operator, require_adjoint
@@ -168,6 +169,7 @@ class DiffusionSampler(ABC):
                 f"{name}: expected y of shape ({self.physics.shape[0]},) or (B, {self.physics.shape[0]}) in "
                 f"{self.physics.dtype}, got {tuple(y.shape)} in {y.dtype}"
             )
+        check_present(name, "y", y)
         if not bool(y.isfinite().all()):
             raise ArgumentError(f"{name}: y has NaN or Inf")
         physics, data = self.physics, y

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from hesse.errors import ArgumentError, ShapeError
+from hesse._values import check_finite
+from hesse.errors import ArgumentError, ArgumentTypeError, ShapeError
 from hesse.generative.gauge.features import Features, random_features
 from hesse.generative.gauge.fields import Field, check_points
 from hesse.linalg import safe_cholesky
@@ -133,8 +134,12 @@ def decompose(
     ------
     ArgumentError
         If a number is out of range.
+    ArgumentTypeError
+        If x is neither float32 nor float64.
     ShapeError
         If x is not (B, D), or too few points are left.
+    NumericalError
+        If x has NaN or Inf.
 
     Notes
     -----
@@ -142,6 +147,9 @@ def decompose(
     poverty.
     """
     check_points("decompose", x, sigma)
+    if x.dtype not in (torch.float32, torch.float64):
+        raise ArgumentTypeError(f"decompose: expected x in float32 or float64, got {x.dtype}")
+    check_finite("decompose", "x", x)
     if num_features < 1 or not length_scale > 0 or not reg > 0 or not 0 < held_out < 1:
         raise ArgumentError(
             "decompose: expected num_features >= 1, length_scale, reg > 0 and 0 < held_out < 1, got "

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hesse._values import check_present
 from hesse.errors import ArgumentError, ArgumentTypeError, ShapeError
 
 __all__ = ["Scaling", "as_points", "as_values", "distinct", "merge_into"]
@@ -134,6 +135,7 @@ def as_points(call: str, X: Any) -> Tensor:
     if found.shape[0] == 0 or found.shape[1] == 0:
         part = "sample" if found.shape[0] == 0 else "feature"
         raise ShapeError(f"{call}: 0 {part}(s) (shape={tuple(found.shape)}) while a minimum of 1 is required.")
+    check_present(call, "X", found)
     found = found.detach().to(torch.float64)
     if not bool(torch.isfinite(found).all()):
         raise ArgumentError(f"{call}: X has NaN or infinity; drop those entries, a coordinate cannot be guessed")

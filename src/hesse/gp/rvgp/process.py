@@ -13,7 +13,8 @@ import torch
 from torch import Generator, Tensor
 
 from hesse._estimator import Estimator
-from hesse.errors import ArgumentError, ArgumentTypeError, NumericalError, ShapeError
+from hesse._values import check_finite
+from hesse.errors import ArgumentError, ArgumentTypeError, ShapeError
 from hesse.gp.rvgp.bundle import TangentBundle
 from hesse.gp.rvgp.spectral import (
     KernelKind,
@@ -382,8 +383,7 @@ class RVGP(Estimator):
             raise ArgumentError(f"{call}: no observations")
         if not F.is_floating_point():
             raise ShapeError(f"{call}: expected real floating F, got {F.dtype}")
-        if not bool(torch.isfinite(F).all()):
-            raise NumericalError(f"{call}: F has NaN or Inf")
+        check_finite(call, "F", F)
         wide = F.to(torch.float64)
         local = self.bundle.coordinates(nodes, wide)
         whole, tangent = float(wide.detach().square().sum()), float(local.detach().square().sum())

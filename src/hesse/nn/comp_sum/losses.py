@@ -147,7 +147,8 @@ def comp_sum_loss(
     Raises
     ------
     ArgumentError
-        If τ < 0, there are fewer than two classes, a label is out of range, or the reduction is unknown.
+        If τ < 0, there are fewer than two classes, a label is out of range, the reduction is unknown, or logits and
+        target lie on different devices.
     ArgumentTypeError
         If the logits are not floating, or labels are boolean or complex.
     ShapeError
@@ -174,6 +175,8 @@ def comp_sum_loss(
         raise ArgumentTypeError(f"{name}: logits: expected a floating tensor, got {logits.dtype}")
     if logits.ndim == 0:
         raise ShapeError(f"{name}: logits: expected a class axis, got a scalar")
+    if logits.device != target.device:
+        raise ArgumentError(f"{name}: logits are on {logits.device}, the target on {target.device}")
     axis = min(1, logits.ndim - 1)
     scores = logits.movedim(axis, -1)
     num_classes = scores.shape[-1]

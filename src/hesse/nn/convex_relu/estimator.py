@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from hesse._estimator import Estimator, as_generator, determination, sklearn_tags
+from hesse._values import check_present
 from hesse.errors import ArgumentError, ArgumentTypeError, ShapeError
 from hesse.nn.convex_relu.fitting import Fit, fit_admm, fit_exact, fit_robust, fit_sampled, refined_patterns
 from hesse.nn.convex_relu.losses import LossName
@@ -464,7 +465,10 @@ def _plain(call: str, name: str, data: Any) -> np.ndarray:
         raise ArgumentError(f"{call}: requires y to be passed, but the target y is None")
     if hasattr(data, "toarray"):
         raise ArgumentTypeError(f"{call}: Sparse data was passed for {name}; pass {name}.toarray()")
-    found = data.detach().cpu().numpy() if isinstance(data, Tensor) else np.asarray(data)
+    if isinstance(data, Tensor):
+        check_present(call, name, data)
+        data = (data.float() if data.dtype == torch.bfloat16 else data).detach().cpu().numpy()  # numpy has no bfloat16
+    found = np.asarray(data)
     if found.dtype.kind == "c":
         raise ArgumentError(f"{call}: Complex data not supported for {name}")
     if name == "X" and found.dtype.kind not in "fiub":

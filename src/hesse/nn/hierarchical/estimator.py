@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from hesse._estimator import Estimator, as_generator, determination, like, sklearn_tags
+from hesse._values import check_present
 from hesse.errors import ArgumentError, ShapeError
 from hesse.nn.hierarchical.features import InnerName, check_inner, draw_directions, inner_features
 from hesse.nn.hierarchical.network import LayerwiseNetwork, refine_network
@@ -389,6 +390,7 @@ def _points(X: Any, call: str) -> Tensor:
         raise ShapeError(f"{call}: expected X of shape (N, d), got {tuple(points.shape)}")
     if points.is_complex():
         raise ArgumentError(f"{call}: Complex data not supported")
+    check_present(call, "X", points)
     points = points.detach().to(torch.float64)
     if not bool(torch.isfinite(points).all()):
         raise ArgumentError(f"{call}: X holds NaN or infinity")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hesse._values import check_present
 from hesse.curvature import hessian
 from hesse.errors import ArgumentError, ArgumentTypeError, NumericalError, ShapeError
 from hesse.linalg import FunctionOperator, LinearOperator
@@ -118,6 +119,7 @@ class ConstrainedProblem:
             raise ShapeError(
                 f"{call}: expected x0 of shape (N,), in float32 or float64, got {x.dtype} of {tuple(x.shape)}"
             )
+        check_present(call, "x0", x)
         x = x.detach().clone()
         con = self.con(x)
         if con.ndim != 1 or con.dtype != x.dtype or con.device != x.device:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Generator, Tensor
 
+from hesse._values import check_present
 from hesse.errors import ArgumentError, ShapeError
 from hesse.optim.cbo.consensus import polarized_consensus
 from hesse.optim.cbo.contraction import cloud_contraction
@@ -154,6 +155,8 @@ class CBO(Swarm):
         generator: Generator | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        if x0 is not None:
+            check_present("CBO", "x0", x0)
         cloud = x0 if x0 is not None and x0.ndim > 1 else None
         count = _count(cloud, num_particles)
         super().__init__(

@@ -7,6 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from hesse._estimator import Estimator, as_generator
+from hesse._values import check_present
 from hesse.errors import ArgumentError, ShapeError
 from hesse.optim.subgm.descent import Initialization, RecoveryResult, numerical_rank, recover_psd
 from hesse.optim.subgm.measurements import (
@@ -176,6 +177,7 @@ class SubGM(Estimator):
             raise ArgumentError(f"SubGM: expected holdout in [0, 1), got {self.holdout}")
         if y.ndim != 1 or len(y) != measurements.num_measurements:
             raise ShapeError(f"SubGM: expected y of shape ({measurements.num_measurements},), got {tuple(y.shape)}")
+        check_present("SubGM", "y", y)
         generator = as_generator(self.random_state, y.device)
         _warn_one_sign(measurements, y)
         if self.validate_psd and not isinstance(measurements, OperatorMeasurements | EntryMeasurements):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Generator, Tensor
 
+from hesse._values import check_finite
 from hesse.errors import ArgumentError, ArgumentTypeError, NumericalError, ShapeError
 
 __all__ = ["ComponentSampler", "FiniteSumOperator", "check_point", "lipschitz_estimate"]
@@ -258,8 +259,7 @@ def check_point(call: str, name: str, u: Tensor, dim: int) -> Tensor:
         raise ArgumentTypeError(f"{call}: expected {name} in float32 or float64, got {kind}")
     if tuple(u.shape) != (dim,):
         raise ShapeError(f"{call}: expected {name} of shape ({dim},), got {tuple(u.shape)}")
-    if not bool(torch.isfinite(u).all()):
-        raise NumericalError(f"{call}: {name} has NaN or Inf")
+    check_finite(call, name, u)
     return u.detach()
 
 

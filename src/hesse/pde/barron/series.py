@@ -7,6 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Generator, Tensor
 
+from hesse._values import check_present
 from hesse.errors import ArgumentError, ArgumentTypeError, ShapeError
 from hesse.pde.barron._terms import group_rows, largest_first, merge_terms, smallest_first
 from hesse.pde.barron.networks import Activation, Sampling, TwoLayerNetwork, Waves, wave_network
@@ -36,6 +37,7 @@ class FourierSeries(ABC):
             )
         if self.freqs.dtype != torch.int64:
             raise ArgumentTypeError(f"{name}: expected freqs of dtype int64, got {self.freqs.dtype}")
+        check_present(name, "coef", self.coef)
         if not bool(torch.isfinite(self.coef.detach()).all()):
             raise ArgumentError(f"{name}: coef has entries that are not finite")
         freqs, coef = merge_terms(self.freqs, self.coef)

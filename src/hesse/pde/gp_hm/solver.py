@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hesse._estimator import Estimator
 from hesse._progress import progress
+from hesse._values import check_present
 from hesse.errors import ArgumentError, ShapeError
 from hesse.linalg import multi_mode_product
 from hesse.pde.gp_hm.conditions import Boundary, build_conditions, kernel_rows
@@ -246,6 +247,7 @@ class GPHM(Estimator):
             f = f.expand(shape).clone()
         if f.shape != shape:
             raise ShapeError(f"GPHM: expected a source on the grid {shape}, got shape {tuple(f.shape)}")
+        check_present("GPHM", "the source", f)
         if not bool(torch.isfinite(f).all()):
             raise ArgumentError("GPHM: the source has NaN or infinite values")
         return f.detach()

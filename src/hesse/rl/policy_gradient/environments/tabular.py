@@ -7,8 +7,9 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
+from hesse._values import check_present
 from hesse.curvature import hessian
-from hesse.errors import ArgumentError, ShapeError
+from hesse.errors import ArgumentError, ArgumentTypeError, ShapeError
 from hesse.linalg import LinearOperator, ParameterLayout
 from hesse.rl.policy_gradient.draws import uniform
 from hesse.rl.policy_gradient.environments.protocol import Discrete, EnvStep
@@ -32,6 +33,8 @@ class TabularMDP:
     ------
     ShapeError
         If the shapes do not fit together.
+    ArgumentTypeError
+        If a table is neither float32 nor float64.
     ArgumentError
         If the probabilities are negative or do not add up to one.
     """
@@ -42,6 +45,10 @@ class TabularMDP:
                 "TabularMDP: expected transitions (S, A, S), rewards (S, A) and start (S,), got "
                 f"{tuple(transitions.shape)}, {tuple(rewards.shape)} and {tuple(start.shape)}"
             )
+        for name, table in (("transitions", transitions), ("rewards", rewards), ("start", start)):
+            if table.dtype not in (torch.float32, torch.float64):
+                raise ArgumentTypeError(f"TabularMDP: expected {name} in float32 or float64, got {table.dtype}")
+            check_present("TabularMDP", name, table)
         for name, table in (("transitions", transitions), ("start", start)):
             if bool((table < 0).any()) or not torch.allclose(table.sum(-1), table.new_ones(()), atol=1e-5):
                 raise ArgumentError(f"TabularMDP: {name} must be probabilities that add up to one")
