@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from tests.web.test_browser import address, page, playwright, pytestmark
+from tests.web.browser import address, page, pytestmark
 
-__all__ = ["address", "page", "playwright", "pytestmark"]
+__all__ = ["address", "page", "pytestmark"]
+Image = pytest.importorskip("PIL.Image")
 
 KEPT = Path(__file__).parent / "layouts"
 CELL = 20  # pixels of the page a cell
