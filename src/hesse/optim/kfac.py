@@ -7,13 +7,14 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT, StateDict
 
+from hesse._optimizer import ClosureOptimizer
 from hesse.curvature import TrackedLayer, output_hessian_columns, select_layers
 from hesse.curvature.fisher import Likelihood, sampled_score
 from hesse.errors import ArgumentError, ArgumentTypeError, NumericalError, ShapeError
@@ -26,7 +27,7 @@ Correction = Literal["ekfac", "kfac"]
 Fisher = Literal["sampled", "exact", "empirical"]
 
 
-class KFAC(Optimizer):
+class KFAC(ClosureOptimizer):
     """Approximate natural-gradient descent: Linear, Conv1d, Conv2d and Conv1D layers are preconditioned, the rest not.
 
     Hooks read every layer's inputs and output gradients on the steps that update the factors; the training loop stays
@@ -96,7 +97,8 @@ class KFAC(Optimizer):
     multiplications. Memory 2 (m² + p²) + 2 p m a layer of p outputs and m inputs (with the bias). Convolutions and
     shared weights count positions as independent (the "expand" setting). Statistics are those of this process: with
     DistributedDataParallel every rank has factors of its own. "empirical" needs an unscaled loss (no GradScaler) and
-    one backward pass a forward pass.
+    one backward pass a forward pass. A step raises NumericalError for NaN or Inf in a gradient or factor, and
+    ArgumentError for a layer with a gradient whose module was not called with gradients enabled: nothing has moved then.
 
     References
     ----------
@@ -199,39 +201,7 @@ class KFAC(Optimizer):
         if hasattr(self, "_tap"):  # not while the constructor adds the first groups
             self._plan()
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Make one step.
-
-        Parameters
-        ----------
-        closure : callable, optional
-            Computes the loss anew and returns it, after `zero_grad` and with `backward`; called once.
-
-        Returns
-        -------
-        float or Tensor, optional
-            What the closure returned.
-
-        Raises
-        ------
-        NumericalError
-            If a gradient or a factor has NaN or Inf; no parameter has moved then.
-        ArgumentTypeError
-            If a gradient is a sparse tensor.
-        ArgumentError
-            If a layer has a gradient, but its module was never called in a pass with gradients enabled.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def _take_step(self, loss: float | Tensor | None) -> None:
         try:
             steps = {id(p): self._gradient(p, group) for p, group in self._owned() if p.grad is not None}
             self._tap.flush()
@@ -243,7 +213,6 @@ class KFAC(Optimizer):
                 self._move(p, steps[id(p)], group)
         if self.inner is not None:
             self.inner.step()
-        return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, the inner optimiser's too, and what "empirical" has read of their backward passes.

@@ -4,14 +4,13 @@ u = F⁻¹g,   F = λI + (1/m) Σ_j g_j g_jᵀ over the last m gradients, g amon
 """
 
 import math
-from collections.abc import Callable
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT, StateDict
 
+from hesse._optimizer import ClosureOptimizer
 from hesse.curvature import GradientWindow
 from hesse.errors import ArgumentError, ArgumentTypeError, NumericalError, ShapeError
 
@@ -20,7 +19,7 @@ __all__ = ["MFAC"]
 _SMALL_WINDOW = 1 << 20  # numbers that are kept in double precision without asking: 8 MiB
 
 
-class MFAC(Optimizer):
+class MFAC(ClosureOptimizer):
     """Natural-gradient descent on a sliding window of mini-batch gradients, without a curvature matrix.
 
     Each parameter group has a window of its own, which correlates all coordinates of the group; groups do not see each
@@ -128,42 +127,11 @@ class MFAC(Optimizer):
             self.state[group["params"][0]]["alive"] = alive
         self.param_groups.append(group)
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Make one step.
-
-        Parameters
-        ----------
-        closure : callable, optional
-            Computes the loss anew and returns it, after `zero_grad` and with `backward`; called once.
-
-        Returns
-        -------
-        float or Tensor, optional
-            What the closure returned.
-
-        Raises
-        ------
-        NumericalError
-            If a gradient has NaN or Inf; no parameter has moved then.
-        ArgumentTypeError
-            If a gradient is a sparse tensor.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def _take_step(self, loss: float | Tensor | None) -> None:
         gradients = [self._gradient(number, group) for number, group in enumerate(self.param_groups)]
         for group, gradient in zip(self.param_groups, gradients, strict=True):
             if gradient is not None:
                 self._move(group, gradient)
-        return loss
 
     def _gradient(self, number: int, group: dict[str, Any]) -> Tensor | None:
         # the group's gradient in one vector, None if there is none at all

@@ -4,20 +4,19 @@ m ← β m + (1 - β) g,   w ← w - lr · m / max(‖m‖, eps)        ‖·‖
 """
 
 import math
-from collections.abc import Callable
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from hesse._optimizer import ClosureOptimizer
 from hesse.errors import ArgumentError, ArgumentTypeError, NumericalError
 
 __all__ = ["NormalizedMomentum", "unit_direction"]
 
 
-class NormalizedMomentum(Optimizer):
+class NormalizedMomentum(ClosureOptimizer):
     """Normalised SGD with momentum: every step has the length ``lr``, whatever the gradient.
 
     For losses whose curvature grows with their gradient (exponentials, recurrent networks, transformers), where a fixed
@@ -45,7 +44,8 @@ class NormalizedMomentum(Optimizer):
     Memory: one tensor a parameter. The norm is accumulated in float64, so that neither float16 nor the squares of large
     float32 gradients overflow; m itself has the parameter's dtype, and for bfloat16 or float16 weights should be kept
     by a float32 master copy. m is dense: where only some rows of an embedding have gradients, the others go on moving
-    while their average fades. A parameter without a gradient stays, and does not enter the norm.
+    while their average fades. A parameter without a gradient stays, and does not enter the norm. A gradient with NaN or
+    Inf raises NumericalError: nothing has moved then, and m is as it was.
 
     References
     ----------
@@ -85,40 +85,10 @@ class NormalizedMomentum(Optimizer):
             raise ArgumentError(f"NormalizedMomentum: expected 0 <= momentum < 1, got {options['momentum']}")
         super().add_param_group(param_group)
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Make one step.
-
-        Parameters
-        ----------
-        closure : callable, optional
-            Computes the loss anew and returns it, after `zero_grad` and with `backward`; called once.
-
-        Returns
-        -------
-        float or Tensor, optional
-            What the closure returned.
-
-        Raises
-        ------
-        NumericalError
-            If a gradient has NaN or Inf; nothing has moved then, and m is as it was.
-        ArgumentTypeError
-            If a gradient is a sparse tensor.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def _take_step(self, loss: float | Tensor | None) -> None:
         moving = [(group, p, p.grad) for group in self.param_groups for p in group["params"] if p.grad is not None]
         if not moving:
-            return loss
+            return
         if any(gradient.is_sparse for _, _, gradient in moving):
             raise ArgumentTypeError("NormalizedMomentum: a gradient is a sparse tensor; use sparse=False")
         if not math.isfinite(float(_norm([gradient for _, _, gradient in moving]))):
@@ -133,7 +103,6 @@ class NormalizedMomentum(Optimizer):
         for (group, p, _), average in zip(moving, averages, strict=True):
             length = (group["lr"] / norm.clamp_min(group["eps"])).to(p.device)
             p.sub_((average.to(length.dtype) * length).to(p.dtype))
-        return loss
 
 
 def _norm(tensors: list[Tensor]) -> Tensor:

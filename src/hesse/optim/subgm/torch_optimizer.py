@@ -1,14 +1,13 @@
 """SubGM's steps for any loss of absolute residuals in a closure: relative to the parameter, with the same schedules."""
 
 import math
-from collections.abc import Callable
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from hesse._optimizer import ClosureOptimizer
 from hesse.errors import ArgumentError, ArgumentTypeError, NumericalError
 from hesse.optim.subgm.steps import StepRule, has_stalled
 
@@ -18,7 +17,7 @@ _AWAKE = 1e-2
 _TINY = 1e-12  # a zero parameter is given this length, or it could never leave zero
 
 
-class SubGMOptimizer(Optimizer):
+class SubGMOptimizer(ClosureOptimizer):
     """Steps W ← W - lr_t ‖W‖ G/‖G‖ (Frobenius norms, per tensor), or W ← W - lr (π/4) f G for ``step="adaptive"``.
 
     For a loss that sees W only as WWᵀ the gradient is G = 2QW, and what `recover_psd` normalises by ‖Q‖ is here
@@ -42,7 +41,7 @@ class SubGMOptimizer(Optimizer):
     Raises
     ------
     ArgumentError
-        If an option is out of range.
+        If an option is out of range; by `step`, if the rule needs a closure and there is none.
 
     References
     ----------
@@ -87,39 +86,8 @@ class SubGMOptimizer(Optimizer):
         super().add_param_group(param_group)
         self.param_groups[-1].update(multiplier=1.0, decaying=options["step"] == "geometric", recent=[])
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Make one step.
-
-        Parameters
-        ----------
-        closure : callable, optional
-            Computes the loss anew and returns it, after `zero_grad` and with `backward`; called once. Needed by
-            "plateau" and "adaptive".
-
-        Returns
-        -------
-        float or Tensor, optional
-            What the closure returned.
-
-        Raises
-        ------
-        ArgumentError
-            If a closure is needed and not given.
-        NumericalError
-            If a gradient has NaN or Inf; no parameter has moved then.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        elif any(group["step"] != "geometric" for group in self.param_groups):
+    def _take_step(self, loss: float | Tensor | None) -> None:
+        if loss is None and any(group["step"] != "geometric" for group in self.param_groups):
             raise ArgumentError("SubGMOptimizer: step 'plateau' or 'adaptive' needs step(closure), to see the loss")
         moving = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
         for number, parameters in enumerate(moving):
@@ -128,7 +96,6 @@ class SubGMOptimizer(Optimizer):
         value = 0.0 if loss is None else float(loss.detach() if isinstance(loss, Tensor) else loss)
         for group, parameters in zip(self.param_groups, moving, strict=True):
             _move(group, parameters, value)
-        return loss
 
 
 def _move(group: dict[str, Any], parameters: list[Tensor], loss: float) -> None:
