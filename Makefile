@@ -29,7 +29,7 @@ test: $(VENV)/.stamp-test  ## the whole test suite, one torch thread a worker (J
 
 nightly: $(VENV)/.stamp-test  ## the tests too long for every change, and every mutant of hesse.io
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -q -m nightly
-	OMP_NUM_THREADS=1 $(BIN)/python tools/mutation.py io --count 100000 --minutes 240
+	OMP_NUM_THREADS=1 PYTHONPATH=src:. $(BIN)/python -m tools.mutation io --count 100000 --minutes 240
 
 reliability: $(VENV)/.stamp-test  ## bad input, kills, damage, mutants: under an hour, figures into docs/reliability.md
 	OMP_NUM_THREADS=1 PYTHONPATH=src:. $(BIN)/python -m tools.reliability --write

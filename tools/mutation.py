@@ -1,24 +1,21 @@
 """Mutation testing: break one operator, number, condition or ``raise`` at a time and see whether the tests notice.
 
-    tools/mutation.py --count 300 --seed 1 --minutes 30 [--json FILE] [UNIT ...]
+    python -m tools.mutation --count 300 --seed 1 --minutes 30 [--json FILE] [UNIT ...]
 
 Units are subpackages of hesse; default: io, linalg, curvature. Each mutant is run against the tests of its own module
-alone, in a fork of a process that has torch and pytest loaded already, so that a mutant costs seconds. The order is
-drawn at random and goes round the units, so that a run that its time limit cuts short is still a fair sample.
+alone, and of these against those that run the broken line: ``tools/_mutant_runs.py``. The order is drawn at random and
+goes round the units, so that a run that its time limit cuts short is still a fair sample of the modules.
 """
 
 import argparse
 import ast
 import copy
-import importlib.machinery
-import importlib.util
 import json
 import os
 import random
 import re
-import resource
-import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -26,9 +23,10 @@ from functools import cache
 from itertools import chain, zip_longest
 from pathlib import Path
 
+from tools._mutant_runs import ENDLESS, PASSED, UNSEEN, Broken, Module, try_module, warm_up
+
 ROOT = Path(__file__).resolve().parent.parent
 UNITS = ("io", "linalg", "curvature")
-SLOWEST = 45.0  # seconds that the unbroken tests of a module may take, or its mutants are left out
 SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Lt: ast.LtE,
     ast.LtE: ast.Lt,
@@ -68,6 +66,7 @@ class Outcome:
     tried: int = 0
     killed: int = 0
     timed_out: int = 0  # among the killed: tests that ran for ever
+    unseen: int = 0  # among the survivors: no test runs the line
     left_out: dict[str, str] | None = None  # modules without fit tests, and why
     survivors: list[Mutant] | None = None
     by_unit: dict[str, list[int]] | None = None  # killed, tried
@@ -128,12 +127,14 @@ def _swapped(node: ast.AST, name: str, value: object) -> str:
     return ast.unparse(ast.fix_missing_locations(node))
 
 
-def broken_source(mutant: Mutant) -> str:
-    """The file's text with the mutant's change in it."""
+def broken_tree(mutant: Mutant) -> tuple[ast.Module, ast.AST]:
+    """The file's tree with the mutant's change in it, every line where it was, and the changed node."""
     tree = ast.parse((ROOT / mutant.path).read_text("utf-8"))
     node, name, value = next(p for number, p in enumerate(places(tree)) if number == mutant.number)
+    if isinstance(value, ast.AST):
+        value = ast.copy_location(value, getattr(node, name) if hasattr(getattr(node, name), "lineno") else node)
     setattr(node, name, value)
-    return ast.unparse(ast.fix_missing_locations(tree))
+    return ast.fix_missing_locations(tree), node
 
 
 def sample(units: tuple[str, ...], count: int, seed: int) -> list[Mutant]:
@@ -169,103 +170,65 @@ def tests_of(path: str) -> tuple[str, ...]:
     return tuple(p.relative_to(ROOT).as_posix() for p in best)
 
 
-class _Loader(importlib.machinery.SourceFileLoader):
-    """A source loader that knows its text."""
-
-    def __init__(self, name: str, path: str, text: str) -> None:
-        super().__init__(name, path)
-        self.text = text
-
-    def get_code(self, fullname: str) -> object:
-        return compile(self.text, self.path, "exec", dont_inherit=True)
-
-
-class _Finder:
-    """Hands out one module from the broken text."""
-
-    def __init__(self, mutant: Mutant) -> None:
-        self.path = str(ROOT / mutant.path)
-        self.name = ".".join(Path(mutant.path).relative_to("src").with_suffix("").parts)
-        self.text = broken_source(mutant)
-
-    def find_spec(self, name: str, path: object = None, target: object = None) -> object:
-        if name != self.name:
-            return None
-        return importlib.util.spec_from_file_location(name, self.path, loader=_Loader(name, self.path, self.text))
+def campaign(chosen: list[Mutant], seconds: float, workers: int = 2) -> Outcome:
+    """Try the mutants, module by module and ``workers`` modules at a time, until all are tried or the time is up."""
+    warm_up()
+    begun = time.monotonic()
+    outcome = Outcome(left_out={}, survivors=[], by_unit={})
+    by_module: dict[str, list[Mutant]] = {}
+    for mutant in chosen:
+        by_module.setdefault(mutant.path, []).append(mutant)
+    waiting, running = list(reversed(by_module.items())), {}
+    with tempfile.TemporaryDirectory() as scratch:
+        while running or (waiting and time.monotonic() - begun < seconds):
+            if waiting and len(running) < workers and time.monotonic() - begun < seconds:
+                path, group = waiting.pop()
+                folder = Path(scratch, str(len(waiting)))
+                running[_start(path, group, folder, begun + seconds)] = (path, group, folder / "verdicts.json")
+                continue
+            for pid in [pid for pid in running if os.waitpid(pid, os.WNOHANG)[0]]:
+                _count(outcome, *running.pop(pid))
+            time.sleep(0.02)
+    outcome.seconds = time.monotonic() - begun
+    return outcome
 
 
-def run_tests(tests: tuple[str, ...], mutant: Mutant | None, limit: float) -> tuple[str, float]:
-    """Fork, run the tests with the mutant in place, and say "passed", "failed" or "timed out", with the seconds."""
-    start = time.monotonic()
+def _start(path: str, group: list[Mutant], folder: Path, ends: float) -> int:
+    # a fork that tries all mutants of one module and writes what became of them
+    folder.mkdir()
     pid = os.fork()
-    if pid == 0:
-        _child(tests, mutant)
-    while time.monotonic() - start < limit:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return ("passed" if status == 0 else "failed"), time.monotonic() - start
-        time.sleep(0.02)
-    os.killpg(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return "timed out", time.monotonic() - start
-
-
-def _child(tests: tuple[str, ...], mutant: Mutant | None) -> None:
+    if pid:
+        return pid
     code = 70
     try:
-        os.setpgid(0, 0)
-        null = os.open(os.devnull, os.O_RDWR)
-        for stream in range(3):
-            os.dup2(null, stream)
-        resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))  # a broken size must not take the machine along
-        import pytest
-        import torch
-
-        torch.set_num_threads(1)
-        if mutant is not None:
-            sys.meta_path.insert(0, _Finder(mutant))  # pyright: ignore[reportArgumentType]
-        code = int(pytest.main(["-q", "-x", "-m", "not slow and not nightly", "-p", "no:xdist", *tests]))
+        tests, name = tests_of(path), ".".join(Path(path).relative_to("src").with_suffix("").parts)
+        broken = []
+        for mutant in group:
+            tree, node = broken_tree(mutant)
+            broken.append(Broken(mutant.number, mutant.line, getattr(node, "end_lineno", mutant.line), tree))
+        found = try_module(Module(ROOT / path, name, tests), broken, folder, ends) if tests else ({}, "it has no tests")
+        (folder / "verdicts.json").write_text(json.dumps(found), "utf-8")
+        code = 0
     finally:
         os._exit(code)
 
 
-def warm_up() -> None:
-    """Load what takes long and every child needs; plugins of pytest, and hesse itself, must not be among it."""
-    import scipy.sparse.linalg  # noqa: F401
-    import torch
-
-    torch.set_num_threads(1)
-    if any(name.split(".")[0] == "hesse" for name in sys.modules):
-        raise RuntimeError("mutation: hesse is loaded already, and no mutant of it would count")
-
-
-def campaign(chosen: list[Mutant], seconds: float) -> Outcome:
-    """Try the mutants in turn until all are tried or the time is up."""
-    warm_up()
-    begun = time.monotonic()
-    outcome = Outcome(left_out={}, survivors=[], by_unit={})
-    baselines: dict[tuple[str, ...], float | str] = {}
-    for mutant in chosen:
-        if time.monotonic() - begun > seconds:
-            break
-        tests = tests_of(mutant.path)
-        if tests not in baselines:
-            verdict, took = run_tests(tests, None, SLOWEST) if tests else ("no tests", 0.0)
-            baselines[tests] = took if verdict == "passed" else verdict
-        baseline = baselines[tests]
-        if isinstance(baseline, str):
-            outcome.left_out[mutant.path] = f"unbroken, its tests: {baseline}"
+def _count(outcome: Outcome, path: str, group: list[Mutant], report: Path) -> None:
+    verdicts, reason = json.loads(report.read_text("utf-8")) if report.exists() else ({}, "the runner broke")
+    if reason:
+        outcome.left_out[path] = reason
+    tally = outcome.by_unit.setdefault(Path(path).parts[2], [0, 0])
+    for mutant in group:
+        verdict = verdicts.get(str(mutant.number))
+        if verdict is None:
             continue
-        verdict, _ = run_tests(tests, mutant, 3 * baseline + 8)
-        tally = outcome.by_unit.setdefault(Path(mutant.path).parts[2], [0, 0])
         outcome.tried, tally[1] = outcome.tried + 1, tally[1] + 1
-        if verdict == "passed":
+        if verdict in (PASSED, UNSEEN):
             outcome.survivors.append(mutant)
+            outcome.unseen += verdict == UNSEEN
         else:
             outcome.killed, tally[0] = outcome.killed + 1, tally[0] + 1
-            outcome.timed_out += verdict == "timed out"
-        outcome.seconds = time.monotonic() - begun
-    return outcome
+            outcome.timed_out += verdict == ENDLESS
 
 
 def main(arguments: list[str]) -> int:
@@ -274,12 +237,13 @@ def main(arguments: list[str]) -> int:
     it.add_argument("--count", type=int, default=300)
     it.add_argument("--seed", type=int, default=1)
     it.add_argument("--minutes", type=float, default=30.0)
+    it.add_argument("--workers", type=int, default=2, help="modules at a time")
     it.add_argument("--json", type=Path)
     options = it.parse_args(arguments)
     os.chdir(ROOT)
     sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
     os.environ["PYTHONPATH"] = str(ROOT / "src")
-    outcome = campaign(sample(tuple(options.units), options.count, options.seed), 60 * options.minutes)
+    outcome = campaign(sample(tuple(options.units), options.count, options.seed), 60 * options.minutes, options.workers)
     if options.json:
         options.json.write_text(json.dumps(asdict(outcome), indent=1, ensure_ascii=False), "utf-8")
     for mutant in outcome.survivors or []:
@@ -288,6 +252,7 @@ def main(arguments: list[str]) -> int:
         print(f"left out: {path}: {reason}")
     share = outcome.killed / max(1, outcome.tried)
     print(f"{outcome.killed} of {outcome.tried} killed, {share:.0%}, in {outcome.seconds:.0f} s; {outcome.by_unit}")
+    print(f"{outcome.timed_out} of the killed ran for ever, {outcome.unseen} of the survivors no test runs")
     return 0
 
 

@@ -25,6 +25,7 @@ __all__ = ["ARMS", "MAGNITUDE", "Outcome", "digits_net", "pictures", "train_arm"
 BATCH = 64
 MAGNITUDE = {"magnitude": 1.0}
 NO_COSINE = dict.fromkeys(("magnitude", "mean_magnitude", "taylor", "taylor_squared"), 0.2)
+PUBLISHED_CRIC = CRIC(sampling_steps=10, trial_sparsities=(0.25, 0.5, 0.75), loss_term="family")
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,9 +223,13 @@ ARMS: dict[str, Arm] = {
     "as released, no cosine": _ours(normalize="global", criteria=NO_COSINE),
     "as released, magnitude only": _ours(normalize="global", criteria=MAGNITUDE),
     "as released, one period": _ours(normalize="global", periods=1),
-    "cric as released": _ours(normalize="global", periods=1, cric=CRIC(sampling_steps=10, max_cycles=10)),
-    "cric, five periods": _ours(normalize="global", cric=CRIC(sampling_steps=10, max_cycles=10)),
-    "cric, no loss term": _ours(normalize="global", cric=CRIC(sampling_steps=10, max_cycles=10, loss_weight=0.0)),
+    "as released, a twelfth later": lambda seed, sparsity, epochs: _hesso(
+        seed, sparsity, epochs, normalize="global", start_step=num_steps(epochs) // 4
+    ),  # about where the cycle ends
+    "cric": _ours(normalize="global", cric=CRIC(sampling_steps=10)),
+    "cric, no loss term": _ours(normalize="global", cric=CRIC(sampling_steps=10, loss_weight=0.0)),
+    "cric, loss term as released": _ours(normalize="global", cric=PUBLISHED_CRIC),
+    "cric as released": _ours(normalize="global", periods=1, cric=PUBLISHED_CRIC),
     "hard cut": _hard_cut,
     "after training": _after_training,
     "torch-pruning, magnitude": lambda seed, s, epochs: _torch_pruning(seed, s, epochs, "magnitude"),

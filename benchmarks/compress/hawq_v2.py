@@ -40,6 +40,7 @@ from hesse.compress.hawq import (
     fine_tune,
     layer_traces,
     plan_losses,
+    quadratic_table,
     quantize_model,
     uniform_plan,
 )
@@ -159,7 +160,8 @@ def _random_table(rng: np.random.Generator) -> SensitivityTable:
     return table.with_cost("size", numel[:, None] * np.array(BITS, dtype=np.float64))
 
 
-ARMS = ("predicted", "measured", "even", "error only", "top eigenvalue")
+ARMS = ("predicted", "measured", "even", "error only", "top eigenvalue", "rounding errors", "single layers")
+"""The last two replace the trace: by ΔWᵀ H ΔW of the rounding errors, by the true loss with one layer rounded."""
 
 
 def claim_post_training(scale: Scale) -> list[Claim]:
@@ -174,8 +176,19 @@ def claim_post_training(scale: Scale) -> list[Claim]:
         spreads.append({"seed": seed, "average": traces.average, "negative": int((traces.trace < 0).sum())})
         table = table_of(case, traces, UniformQuantizer())
         tops = table.with_omega(top_eigenvalues(case, table.names, seed)[:, None] * table.error)
-        correlations.append(_correlations(case, table))
-        cases += [_post_training(case, table, tops, average, count, seed) for average in (2.5, 3.0, 4.0)]
+        alone = _loss_of_single_layers(case, table)
+        correlations.append(
+            {
+                "omega": float(spearmanr(table.omega.ravel(), alone.ravel()).statistic),
+                "error": float(spearmanr(table.error.ravel(), alone.ravel()).statistic),
+            }
+        )
+        others = {
+            "top eigenvalue": tops,
+            "rounding errors": quadratic_table(case.net, cross_entropy, case.calibration, BITS),
+            "single layers": table.with_omega(alone - alone.min()),  # the same shift for every plan
+        }
+        cases += [_post_training(case, table, others, average, count, seed) for average in (2.5, 3.0, 4.0)]
     averages = torch.stack([s["average"] for s in spreads])
     omega, error = (fmean(c[k] for c in correlations) for k in ("omega", "error"))
     excess = {arm: [c[arm] - c["dense"] for c in cases] for arm in ARMS}
@@ -212,7 +225,7 @@ def claim_post_training(scale: Scale) -> list[Claim]:
 
 
 def _post_training(
-    case: Case, table: SensitivityTable, tops: SensitivityTable, average: float, count: int, seed: int
+    case: Case, table: SensitivityTable, others: dict[str, SensitivityTable], average: float, count: int, seed: int
 ) -> dict[str, Any]:
     """Losses of every arm at one budget, and of random plans of that size."""
     candidates = candidate_plans(table, average, constraint="average_bits", num_plans=10)
@@ -220,7 +233,7 @@ def _post_training(
         "predicted": allocate_bits(table, average, constraint="average_bits"),
         "even": even_plan(table, average),
         "error only": allocate_bits(table.with_omega(table.error), average, constraint="average_bits"),
-        "top eigenvalue": allocate_bits(tops, average, constraint="average_bits"),
+        **{arm: allocate_bits(other, average, constraint="average_bits") for arm, other in others.items()},
         "measured": plan_losses(case.net, cross_entropy, case.calibration, candidates).best,
     }
     drawn = random_plans(table, average, count, seed)
@@ -245,8 +258,16 @@ def _post_training(
 
 
 def _excess_claims(arm: str, words: str, cases: list[dict[str, Any]], excess: dict[str, list[float]]) -> list[Claim]:
-    ratios = [a / b for a, b in zip(excess[arm], excess["even"], strict=True)]
-    rows = {"cases": cases} if arm == "predicted" else {}
+    def over_even(name: str) -> list[float]:
+        return [a / b for a, b in zip(excess[name], excess["even"], strict=True)]
+
+    ratios, rows = over_even(arm), {}
+    if arm == "predicted":
+        estimates = ("predicted", "rounding errors", "single layers")
+        summary = {
+            n: {"no more loss": fmean(r <= 1 for r in over_even(n)), "ratio": fmean(over_even(n))} for n in estimates
+        }
+        rows = {"cases": cases, "by estimate of the rise": summary}
     return [
         Claim(
             f"{words}: cases with no more loss than one width",
@@ -279,16 +300,12 @@ def _excess_claims(arm: str, words: str, cases: list[dict[str, Any]], excess: di
     ]
 
 
-def _correlations(case: Case, table: SensitivityTable) -> dict[str, float]:
-    """Spearman over all pairs of layer and width, against the loss with that one layer quantised."""
+def _loss_of_single_layers(case: Case, table: SensitivityTable) -> np.ndarray:
+    """How much the loss rises with one layer rounded, for every layer and width."""
     numel = dict(zip(table.names, table.numel.tolist(), strict=True))
     alone = [BitPlan({name: bits}, numel=numel) for name in table.names for bits in BITS]
     rises = plan_losses(case.net, cross_entropy, case.calibration, alone)
-    true = rises.losses.numpy() - rises.dense
-    return {
-        "omega": float(spearmanr(table.omega.ravel(), true).statistic),
-        "error": float(spearmanr(table.error.ravel(), true).statistic),
-    }
+    return (rises.losses.numpy() - rises.dense).reshape(table.omega.shape)
 
 
 def claim_trap(scale: Scale) -> list[Claim]:

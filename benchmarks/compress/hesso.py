@@ -178,12 +178,24 @@ def claim_ablation(scale: Scale) -> list[Claim]:
     ]
 
 
-def claim_cric(scale: Scale) -> Claim:
+def claim_cric(scale: Scale) -> list[Claim]:
     """The corrective cycle at 0.85, where the released score is at its worst, against HESSO as released."""
-    names = ("as released", "as released, one period", "cric as released", "cric, five periods", "cric, no loss term")
+    names = (
+        "as released",
+        "as released, one period",
+        "as released, a twelfth later",
+        "cric",
+        "cric, no loss term",
+        "cric, loss term as released",
+        "cric as released",
+    )
     means, rows = _table(scale, names, 0.85)
-    gain = means["cric as released"] - means["as released"]
-    return Claim("CRIC over HESSO at 0.85, as released", gain, 0.03, "higher", rows, full_only=True)
+    gain = means["cric"] - means["as released"]
+    term = means["cric"] - means["cric, loss term as released"]
+    return [
+        Claim("CRIC over HESSO at 0.85, both comparing layers as released", gain, 0.03, "higher", rows, full_only=True),
+        Claim("CRIC at 0.85: its loss term over the released one", term, 0.0, "higher", {}, full_only=True),
+    ]
 
 
 def claim_slim(scale: Scale) -> list[Claim]:

@@ -1,6 +1,7 @@
 """M-FAC: exactness, float32, cost beside conjugate gradients, one-shot pruning, and descent beside SGD and Adam.
 
-Oracles: dense linear algebra in float64, the algorithms as published; curvlinops, torch.optim and torch.nn.utils.prune.
+Oracles: dense linear algebra in float64, the algorithms as published; curvlinops, torch.optim and torch.nn.utils.prune,
+the last on SmolLM2-135M, too.
 """
 
 import time
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from benchmarks._claims import Claim, ClaimFunction, Scale
 from benchmarks.compress._obs_one_shot import ARMS as PRUNERS
 from benchmarks.compress._obs_one_shot import accuracy, classifier, pruned
+from benchmarks.compress._obs_pruner import claim_smollm2
 from benchmarks.curvature._mfac_training import ARMS, auto_encoder, final_loss, pixels, train
 from benchmarks.curvature._published import (
     dynamic_coefficients,
@@ -346,5 +348,6 @@ CLAIMS: list[ClaimFunction] = [
     claim_many_right_hand_sides,
     claim_memory,
     claim_one_shot_pruning,
+    claim_smollm2,
     claim_optimizer,
 ]

@@ -1,10 +1,12 @@
-"""Runs in deepinv's own environment: its DiffPIR and DPS on a traced denoiser and a stored matrix."""
+"""Runs in deepinv's own environment: its DiffPIR, DPS and DDRM on a traced denoiser and a stored matrix."""
 
 import io
 
 import deepinv
 import numpy as np
 import torch
+
+LEAST_NOISE = 0.005  # where training of the denoiser began
 
 
 class _Denoiser(torch.nn.Module):
@@ -31,13 +33,40 @@ def prepare(arrays: dict) -> dict:
         A_adjoint=lambda y, **_: (y @ matrix.to(y.dtype)).reshape(-1, 1, size, size),
     )
     physics.noise_model = deepinv.physics.GaussianNoise(float(arrays["sigma_y"]))
-    return {**arrays, "denoiser": _Denoiser(network, float(arrays["data_sd"])), "physics": physics}
+    # DDRM works on singular vectors: all of them, so that what the data leave open is a coordinate as well
+    U, values, Vh = torch.linalg.svd(matrix.double(), full_matrices=True)
+    U, V, padding = U.float(), Vh.T.float(), size * size - len(values)
+
+    def to_spectrum(y: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.pad((y.float() @ U)[:, : len(values)], (0, padding)).reshape(-1, 1, size, size)
+
+    def from_spectrum(z: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.pad(z.flatten(1)[:, : len(values)], (0, len(U) - len(values))) @ U.T
+
+    spectral = deepinv.physics.DecomposablePhysics(
+        U=from_spectrum,
+        U_adjoint=to_spectrum,
+        V=lambda z: (z.flatten(1) @ V.T).reshape(-1, 1, size, size),
+        V_adjoint=lambda x: (x.flatten(1) @ V).reshape(-1, 1, size, size),
+        img_size=(1, size, size),
+        mask=torch.nn.functional.pad(values.float(), (0, padding)).reshape(1, 1, size, size),
+        noise_model=physics.noise_model,
+    )
+    probe = torch.rand(2, 1, size, size)
+    if not torch.allclose(spectral.A(probe), physics.A(probe), atol=1e-3 * float(values[0])):
+        raise RuntimeError("the singular vectors do not give the matrix back")
+    return {
+        **arrays,
+        "spectral": spectral,
+        "denoiser": _Denoiser(network, float(arrays["data_sd"])),
+        "physics": physics,
+    }
 
 
 def measured(state: dict) -> dict[str, np.ndarray]:
     """Every value of each method on the tuning pictures, the best on the others."""
     size, out = int(state["size"]), {}
-    for name, values in (("DiffPIR", state["lambdas"]), ("DPS", state["weights"])):
+    for name, values in (("DiffPIR", state["lambdas"]), ("DPS", state["weights"]), ("DDRM", state["etas"])):
         errors = []
         for value in values:
             found = _run(name, float(value), state, state["tune_y"])
@@ -58,6 +87,11 @@ def _run(name: str, value: float, state: dict, y: np.ndarray) -> np.ndarray:
         )
         with torch.no_grad():
             return sampler(torch.from_numpy(y), state["physics"]).numpy()
+    if name == "DDRM":
+        levels = np.linspace(1.0, LEAST_NOISE, steps)  # its own grid, but for the end at no noise at all
+        sampler = deepinv.sampling.DDRM(state["denoiser"], sigmas=levels, eta=value)
+        with torch.no_grad():
+            return sampler(torch.from_numpy(y), state["spectral"]).numpy()
     sampler = deepinv.sampling.DPS(
         state["denoiser"], num_steps=steps, weight=value, dtype=torch.float32, rng=torch.Generator().manual_seed(0)
     )

@@ -1,11 +1,13 @@
 """B8: does the tracing find the texts that state a fact the model has learned? Beside gradient dot product and BM25.
 
-Two worlds. "Offices": formulas over about 140 words, memorised for long by a two-block model, where supporting texts
-can be counted. The demo's prose: invented people, towns and firms in English sentences among lures, three seeds.
+Three worlds. "Offices" and "regions": formulas over about 140 words, learned by a two-block model, where supporting
+texts can be counted. The demo's prose: invented people, towns and firms in English sentences among lures, three seeds.
 """
 
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 
 from benchmarks._claims import Claim, PeerMissing, Scale
 from benchmarks.peers import has_peer
-from hesse.influence import Influence, Sequence, bm25_scores, office_world, recall_at_k
+from hesse.influence import Influence, Sequence, bm25_scores, office_world, recall_at_k, region_world
 from hesse.influence.demo import DemoSettings, TrainingSettings, prepare_tiny, recalled, train_language_model
 from hesse.influence.demo_answers import Asking
 from hesse.influence.facts import FactWorld, word_sequences
@@ -28,21 +30,28 @@ ANSWERED = 0.75  # share of the questions that a model must answer to be asked w
 def recalls(
     model: torch.nn.Module, sequences: list[Sequence], queries: list[Sequence], supports: Any, modules: Any, seed: int
 ) -> dict[str, NDArray[np.float64]]:
-    """Recall@3 of every question the model answers right, by method; numbers of questions beside it."""
-    right = recalled(model, queries)
-    mask = support_mask(supports, [q.id for q in queries], [s.id for s in sequences])
-    scores = {"bm25": bm25_scores([q.input_ids for q in queries], [s.input_ids for s in sequences])}
+    """Recall@3 of every question the model answers right, by method: only those can be asked why."""
+    asked = [query for query, right in zip(queries, recalled(model, queries), strict=True) if right]
+    if not asked:
+        return {name: np.zeros(0) for name in METHODS}
+    mask = support_mask(supports, [q.id for q in asked], [s.id for s in sequences])
+    scores = {"bm25": bm25_scores([q.input_ids for q in asked], [s.input_ids for s in sequences])}
     for strategy in ("ekfac", "identity"):
         with tempfile.TemporaryDirectory() as folder:
             engine = Influence(model, strategy=strategy, modules=modules, seed=seed)
             engine.fit(sequences, folder, progress=False)
-            scores[strategy] = np.array(engine.score(queries, sequences, folder, rank=None, progress=False).values)
-    return {name: recall_at_k(scores[name], mask)[right] for name in METHODS} | {"answered": right}
+            scores[strategy] = np.array(engine.score(asked, sequences, folder, rank=None, progress=False).values)
+    return {name: recall_at_k(scores[name], mask) for name in METHODS}
 
 
-def offices(scale: Scale) -> list[Claim]:
+def mean_recalls(found: dict[str, NDArray[np.float64]]) -> dict[str, float]:
+    """Over the questions answered; NaN if there is none."""
+    return {name: float(found[name].mean()) if len(found[name]) else float("nan") for name in METHODS}
+
+
+def formulas(scale: Scale) -> list[Claim]:
     """Memorised facts in formulas, and two splits in which the words of the question do not lead to the supporting
-    texts.
+    texts: another word for the role, and a custom of a town that is stated of its region only.
 
     How long to train decides what can be traced: a statement known by heart has no gradient left. Memorised facts are
     those of a model trained for long. The two splits ask for what a model infers, of the least trained one, in steps of
@@ -54,8 +63,8 @@ def offices(scale: Scale) -> list[Claim]:
     claims = []
     for split in ("direct", "paraphrase", "two-hop"):
         name = f"B8 recall@3 on the {split} split, EK-FAC minus BM25"
-        office = _Office.of(split, scale.seed)
-        long = office.means(longest)
+        world = _Formulas.of(split, scale.seed)
+        long = world.means(longest)
         if split == "direct":
             ratio = long["ekfac"] / max(long["identity"], 1e-9)
             name = "B8 recall@3 of memorised facts, EK-FAC over gradient dot"
@@ -66,15 +75,15 @@ def offices(scale: Scale) -> list[Claim]:
             claims.append(Claim(name, None, 0.0, "higher", long, True, note))
             continue
         lengths = (*range(8, longest, 8), longest)
-        found = next(found for epochs in lengths if (found := office.means(epochs, least=ANSWERED)))
+        found = next(found for epochs in lengths if (found := world.means(epochs, least=ANSWERED)))
         rows = {**found, f"after {longest} epochs": long}
         claims.append(Claim(name, found["ekfac"] - found["bm25"], 0.0, "higher", rows, True))
     return claims
 
 
 @dataclass(frozen=True)
-class _Office:
-    """One split of the office world, as tokens, and the model that learns it."""
+class _Formulas:
+    """One world of words, as tokens, and the model that learns it."""
 
     world: FactWorld
     sequences: list[Sequence]
@@ -82,11 +91,14 @@ class _Office:
     seed: int
 
     @classmethod
-    def of(cls, split: str, seed: int) -> "_Office":
-        numbers = {} if split == "direct" else {"num_forward": 60, "num_reverse": 0, "num_both": 120}
-        world = office_world(seed, split=split, **numbers)
+    def of(cls, split: str, seed: int) -> "_Formulas":
+        if split == "two-hop":
+            world = region_world(seed)
+        else:
+            numbers = {} if split == "direct" else {"num_forward": 60, "num_reverse": 0, "num_both": 120}
+            world = office_world(seed, split=split, **numbers)
         sequences, queries = word_sequences(world)
-        if split != "direct":
+        if split == "paraphrase":
             forward = {fact.id for fact in world.facts if fact.group == "forward"}
             queries = [query for query in queries if query.metadata["fact"] in forward]
         return cls(world, sequences, queries, seed)
@@ -100,8 +112,7 @@ class _Office:
         if answered < least * len(self.queries):
             return {}
         found = recalls(model, self.sequences, self.queries, self.world.supports, "mlp", self.seed)
-        mean = {name: float(found[name].mean()) if answered else float("nan") for name in METHODS}
-        return {**mean, "epochs": epochs, "questions answered": answered, "questions": len(self.queries)}
+        return {**mean_recalls(found), "epochs": epochs, "questions answered": answered, "questions": len(self.queries)}
 
 
 def office_model(vocabulary: int, seed: int) -> torch.nn.Module:
@@ -125,23 +136,13 @@ def office_model(vocabulary: int, seed: int) -> torch.nn.Module:
 
 
 def demo_world(scale: Scale) -> list[Claim]:
-    """The demo's own world over three seeds: EK-FAC above both others, on average and counted by seed."""
+    """The demo's own world over three seeds, two at a time: EK-FAC above both others, on average and by seed."""
     _require_transformers()
     seeds = [scale.seed + i for i in range(scale(smoke=1, full=3))]
-    means: dict[str, list[float]] = {name: [] for name in METHODS}
-    rows: dict[str, Any] = {}
-    for seed in seeds:
-        settings = DemoSettings(seed=seed) if scale.name == "full" else _small_demo(seed)
-        with tempfile.TemporaryDirectory() as cache:
-            stage = prepare_tiny(settings, Path(cache), show_progress=False)
-            found = recalls(stage.model, stage.sequences, stage.questions, stage.world.supports, Asking().modules, seed)
-        for name in METHODS:
-            means[name].append(float(found[name].mean()))
-        rows[f"seed {seed}"] = {name: means[name][-1] for name in METHODS} | {
-            "answered": int(found["answered"].sum()),
-            "questions": len(stage.questions),
-            "sequences": len(stage.sequences),
-        }
+    settings = [DemoSettings(seed=seed) if scale.name == "full" else _small_demo(seed) for seed in seeds]
+    with ProcessPoolExecutor(min(2, len(seeds)), mp_context=get_context("spawn")) as pool:
+        rows = dict(zip([f"seed {seed}" for seed in seeds], pool.map(_one_demo, settings), strict=True))
+    means = {name: [row[name] for row in rows.values()] for name in METHODS}
     gaps = {name: np.array(means["ekfac"]) - np.array(means[name]) for name in ("identity", "bm25")}
     return [
         Claim(
@@ -163,6 +164,17 @@ def demo_world(scale: Scale) -> list[Claim]:
     ]
 
 
+def _one_demo(settings: DemoSettings) -> dict[str, float]:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as cache:
+        stage = prepare_tiny(settings, Path(cache), show_progress=False)
+        found = recalls(
+            stage.model, stage.sequences, stage.questions, stage.world.supports, Asking().modules, settings.seed
+        )
+    sizes = {"questions": len(stage.questions), "sequences": len(stage.sequences)}
+    return mean_recalls(found) | {"answered": len(found["ekfac"])} | sizes
+
+
 def _small_demo(seed: int) -> DemoSettings:
     return DemoSettings(
         seed=seed, num_people=10, num_towns=4, num_companies=4, num_texts=40, training=TrainingSettings(epochs=6)
@@ -174,4 +186,4 @@ def _require_transformers() -> None:
         raise PeerMissing('transformers: pip install "hesse[hf]"')
 
 
-CLAIMS = [offices, demo_world]
+CLAIMS = [formulas, demo_world]

@@ -83,16 +83,14 @@ def _cells(
         (layer,) = select_layers(nn.Sequential(nn.Linear(m, p, bias=False))).values()
         batch = max(1, min(MOST, TOKENS // positions))
 
-        def draw(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+        def draw(*shape: int) -> torch.Tensor:
             return torch.randn(*shape, generator=generator).to(dtype)
 
         rows = Captured(layer, draw(batch, positions, m), draw(batch, positions, p), None, layer.name)
         if rank is None:
             queries: QueryMatrices = DenseQueries(draw(count, p, m), None)
         else:
-            half = torch.bfloat16
-            left, right = draw(count, p, rank, dtype=half), draw(count, m, rank, dtype=half)
-            queries = LowRankQueries(left, right, torch.ones(count))
+            queries = LowRankQueries(draw(count, p, rank), draw(count, m, rank), torch.ones(count))
         yield f"m={m} p={p} T={positions} Q={count} r={rank}", rows, queries
 
 

@@ -110,7 +110,7 @@ def _dense(net: nn.Module, x: Tensor) -> Tensor:
 
 
 def _one_seed(seed: int, scale: Scale) -> dict[str, dict[str, float]]:
-    num_train, steps, num_queries, longest = scale(smoke=(80, 40, 3, 30), full=(600, 250, 20, 300))
+    num_train, steps, num_queries, longest = scale(smoke=(80, 40, 3, 30), full=(600, 250, 12, 300))
     net, (x, y), split = _digits_net(num_train, steps, seed)
     loss = ClassificationLoss()
     queries = (split.test_x[:num_queries], split.test_y[:num_queries])
@@ -196,7 +196,7 @@ def speed_on_a_language_model(scale: Scale) -> Claim:
     factors, run_pass = fitted.factors, gradient_pass(model)
     asked, train = (stacked_gradients(run_pass, as_examples(data)) for data in (trained.queries, trained.train))
     system = damped_ggn(model, trained.train, factors)
-    exact = solve(system, asked, PCG(steps=scale(smoke=5, full=120), rtol=1e-4))
+    exact = solve(system, asked, PCG(steps=scale(smoke=5, full=60), rtol=1e-4))
     wanted = scores_of(exact.matrices, train)
     answers: dict[str, list[Solved]] = {}
 

@@ -176,7 +176,7 @@ def two_processes_agree(scale: Scale) -> Claim:
         bar=1e-5,
         better="lower",
         rows=rows | {"sequences": count, "width": width},
-        note="largest difference over the largest score; queries at a rank are kept in bfloat16, so a last bit counts",
+        note="largest difference over the largest score; at a rank, close singular values enlarge rounding",
     )
 
 

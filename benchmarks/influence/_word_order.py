@@ -6,6 +6,7 @@ first, in two. The study asks about 25 facts of which it knows every word and ha
 
 import tempfile
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -73,8 +74,12 @@ def word_order(scale: Scale) -> list[Claim]:
     ]
 
 
+@lru_cache(maxsize=4)
 def trained_office(scale: Scale, seed: int) -> tuple[FactWorld, list[Sequence], list[Sequence], nn.Module]:
-    """An office world, its sentences and questions as tokens, and a model that has read them for 45 epochs."""
+    """An office world, its sentences and questions as tokens, and a model that has read them for 45 epochs.
+
+    Kept, since several claims ask the same model.
+    """
     world = office_world(seed, **scale(smoke={"num_forward": 20, "num_reverse": 20, "num_held_out": 6}, full={}))
     sentences, questions = word_sequences(world)
     model = office_model(len(world.vocabulary), seed)

@@ -132,12 +132,32 @@ def digits(scale: Scale) -> list[Claim]:
 
 
 def plain_on_l1(scale: Scale) -> Claim:
-    """The paper's algorithm without continuation fails on the l1 grid: the error that is left after 60 steps."""
-    problem = digit_pair(scale(smoke=10, full=24), 1, _seeds(scale, 1)[0])
-    plain = ours(problem, ETA, tol=1e-10, continuation=False, num_polish=0)
-    with_continuation = ours(problem, ETA, tol=1e-10)
-    rows = {"plain": plain.row(), "with continuation": with_continuation.row()}
-    return Claim("l1 digits: error of the plain algorithm after 60 steps", plain.error, 1e-3, "higher", rows, True)
+    """The paper's algorithm without continuation fails on the l1 grid: the error left after 60 steps, median of three.
+
+    The paper's algorithm keeps a fixed share of the entries, 15/n here, and makes no sweeps after its steps. A share
+    that may grow is this library's own, and a row.
+    """
+    fixed = {"continuation": False, "num_polish": 0, "max_sparsity": 15.0}
+    rows, errors = {}, []
+    for k, seed in enumerate(_seeds(scale, scale(smoke=1, full=3))):
+        problem = digit_pair(scale(smoke=10, full=24), 1, seed)
+        plain = ours(problem, ETA, tol=1e-10, **fixed)
+        errors.append(plain.error)
+        rows[f"problem {k}"] = {
+            "plain": plain.row(),
+            "plain, from 300 sweeps": ours(problem, ETA, tol=1e-10, num_sinkhorn=300, **fixed).row(),
+            "plain, entries kept may grow": ours(problem, ETA, tol=1e-10, continuation=False, num_polish=0).row(),
+            "with continuation": ours(problem, ETA, tol=1e-10).row(),
+        }
+    return Claim(
+        "l1 digits: error of the plain algorithm after 60 steps",
+        float(np.median(errors)),
+        1e-3,
+        "higher",
+        rows,
+        True,
+        "the median of three problems",
+    )
 
 
 def sparsity_ablation(scale: Scale) -> list[Claim]:

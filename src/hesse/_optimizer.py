@@ -12,7 +12,7 @@ __all__ = ["ClosureOptimizer"]
 
 
 class ClosureOptimizer(Optimizer, ABC):
-    """A rule that moves all parameters in one go; the class of the rule says when it raises, and what has moved then."""
+    """A rule that moves all parameters in one go; its class says when it raises, and what has moved then."""
 
     @overload
     def step(self, closure: None = None) -> None: ...

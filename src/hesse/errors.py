@@ -7,7 +7,7 @@ HesseError
 ├── NumericalError (ArithmeticError)    NaN, Inf, breakdown of a recurrence
 │   ├── ConvergenceError                an iteration stopped before its tolerance
 │   └── SingularError (LinAlgError)     a matrix could not be factored or inverted
-├── MemoryLimitError (MemoryError)      the job would not fit, said before it starts
+├── MemoryLimitError (MemoryError)      the job would not fit, said before it starts; or a batch of it did not
 ├── ArtifactError (OSError)             a file is damaged, foreign, or of another run   (exit code 3)
 ├── WriteError (OSError)                a file could not be written; the old one is still there, whole
 ├── RunLockedError (OSError)            another process is writing to the same run
@@ -65,7 +65,7 @@ class SingularError(NumericalError, np.linalg.LinAlgError):
 
 
 class MemoryLimitError(HesseError, MemoryError):
-    """The job would not fit in memory; raised before it starts."""
+    """The job would not fit in memory, said before it starts; or a batch did not, and the run keeps what was done."""
 
 
 class ArtifactError(HesseError, OSError):

@@ -1,5 +1,7 @@
 """Inputs and output gradients out of one backward pass: products of rows against gradients by autograd."""
 
+import shutil
+
 import pytest
 import torch
 from torch import nn
@@ -287,6 +289,19 @@ def test_a_compiled_model_gives_the_same_rows(backend, reentrant, early):
     """Oracle: the eager model's rows in float64, batches of two sizes; checkpointed as well, and compiled by a call
     from before the hooks were there.
     """
+    check_compiled(backend, reentrant, early)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.parametrize("early", [False, True])
+def test_a_model_compiled_to_machine_code_gives_the_same_rows(early):
+    """Oracle: as above, with torch's own compiler."""
+    check_compiled("inductor", None, early)
+
+
+def check_compiled(backend, reentrant, early):
     torch.manual_seed(0)
     eager = Checkpointed().to(F64)
     model = Checkpointed(reentrant).to(F64)

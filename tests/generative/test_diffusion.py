@@ -51,6 +51,19 @@ def test_times_and_levels_invert(schedule):
     assert schedule.time_at(0.0) == 0.0
 
 
+@pytest.mark.parametrize("schedule", [VariancePreserving(), VarianceExploding()])
+def test_geometric_times_are_geometric_in_the_noise(schedule):
+    """Oracle: the ratio of neighbouring levels s / a, read off the schedule."""
+    times = schedule.geometric_times(9, 2.0, 0.02)
+    levels = schedule.noise_sd(times) / schedule.signal(times)
+    torch.testing.assert_close(levels, 2.0 * 0.01 ** (torch.arange(9).double() / 8), rtol=1e-3, atol=0)
+    assert bool((times.diff() < 0).all())
+    with pytest.raises(ArgumentError, match="lowest"):
+        schedule.geometric_times(9, 0.5, 1.0)
+    with pytest.raises(ArgumentError, match="highest"):
+        schedule.geometric_times(9, 1e6)
+
+
 def test_grid_starts_at_the_last_training_step():
     """Oracle: the definition; a number of calls that does not divide T keeps both ends."""
     grid = VariancePreserving().times(30)

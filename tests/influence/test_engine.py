@@ -563,7 +563,7 @@ def test_tokens_the_model_does_not_know_are_named(tmp_path):
     ],
 )
 def test_what_is_refined_by_default(dtype, options, wanted, tmp_path):
-    """Oracle: the documented rule: 500 of either sign, none where terms must add up or full rank was there already."""
+    """Oracle: the documented rule: 500 of either sign, none where terms are kept or full rank was there already."""
     influence, _, scores = asked(tokens(4), tmp_path / "run", model=gpt2(dtype), score={"rank": 32} | options)
     assert scores.state["refine_topk"] == wanted
     if wanted == 500:  # more than there are: all are at full rank

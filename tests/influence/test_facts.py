@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hesse.errors import ArgumentError
-from hesse.influence.facts import FORWARD_TEMPLATES, office_world, prose_world, word_sequences
+from hesse.influence.facts import FORWARD_TEMPLATES, office_world, prose_world, region_world, word_sequences
 from hesse.influence.lexical import bm25_scores
 from hesse.influence.retrieval import recall_at_k, support_mask
 
@@ -68,7 +68,7 @@ def test_the_given_prose_is_in_the_world_once(prose):
     assert sorted(r["text"] for r in prose.rows if r["role"] == "text") == ["A paragraph of prose.", "Another one."]
 
 
-@pytest.mark.parametrize("make", [prose_world, office_world])
+@pytest.mark.parametrize("make", [prose_world, office_world, region_world])
 def test_the_seed_decides(make):
     """Oracle: invariance under repetition, and a change with the seed."""
     assert make(5) == make(5)
@@ -126,17 +126,34 @@ def test_paraphrased_questions_cannot_be_matched_by_words():
 
 
 def test_two_hop_questions_are_supported_by_both_hops():
-    """Oracle: the facts: statements of the office and of what its holder owns; no row joins the two."""
-    world = office_world(2, num_forward=20, num_reverse=0, num_both=5, num_held_out=0, split="two-hop")
+    """Oracle: search: the two facts lead from town to answer, and no sentence about a town of the region says it."""
+    world = region_world(2, num_towns=12, num_regions=5, num_held_out=3)
     texts, facts = texts_of(world), {fact.id: fact for fact in world.facts}
-    assert len(world.queries) == 20
+    region_of = {fact.entity: fact.value for fact in world.facts if fact.relation == "lies in"}
+    assert len(world.queries) == 36
+    assert Counter(row["role"] for row in world.rows) == {"support": 5 * 8 * 3 + 12 * 3, "composed": 12 * 5}
     for query in world.queries:
-        office, owned = facts[query.metadata["fact"]], facts[query.metadata["second"]]
-        assert owned.entity == office.value
-        assert office.value not in query.prompt
-        assert len(world.supports[query.id]) == 6
-        assert not any(query.prompt in text for text in texts.values())
-    assert sum(" owns a " in text and text.startswith("the ") for text in texts.values()) == 5
+        lies, custom = facts[query.metadata["fact"]], facts[query.metadata["second"]]
+        assert custom.entity == lies.value
+        assert query.prompt == f"in {lies.entity} the {custom.relation} is the"
+        assert query.completion == f" {custom.value}"
+        stated = [texts[name].split() for name in world.supports[query.id]]
+        assert [lies.entity in words for words in stated].count(True) == 3
+        assert [{custom.relation, custom.value} < set(words) for words in stated].count(True) == 3
+        for text in texts.values():
+            words = text.split()
+            told_of = {region_of[word] for word in words if word in region_of}
+            assert not (custom.relation in words and custom.entity in told_of)
+
+
+def test_two_hop_questions_cannot_be_matched_by_words():
+    """Oracle: BM25, which the town and the value of a question lead to other sentences."""
+    world = region_world(3)
+    sequences, queries = word_sequences(world)
+    scores = bm25_scores([q.input_ids for q in queries], [s.input_ids for s in sequences])
+    mask = support_mask(world.supports, [q.id for q in queries], [s.id for s in sequences])
+    assert recall_at_k(scores, mask).mean() < 0.5
+    assert 90 <= len(world.vocabulary) <= 120
 
 
 def test_word_sequences_supervise_the_completion():
@@ -166,6 +183,9 @@ def test_refuses_impossible_worlds():
     with pytest.raises(ArgumentError, match="1 to 640"):
         office_world(num_forward=700)
     with pytest.raises(ArgumentError, match="split"):
-        office_world(split="three-hop")
+        office_world(split="two-hop")
+    for name, value in (("num_towns", 41), ("num_regions", 0), ("num_held_out", 8)):
+        with pytest.raises(ArgumentError, match=name):
+            region_world(**{name: value})
     with pytest.raises(ArgumentError, match="vocabulary"):
         word_sequences(prose_world(num_people=1, num_towns=0, num_companies=0))

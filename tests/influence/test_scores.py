@@ -1,5 +1,7 @@
 """The answer: read back from a run, ranked, and exported."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from hesse.influence.assembly import sequence_values
 from hesse.influence.engine import Influence
 from hesse.influence.examples import TokenExamples, as_examples, split_targets
 from hesse.influence.objective import ClassificationLoss
-from hesse.influence.scores import Ranked, open_scores
+from hesse.influence.scores import Ranked, Scores, open_scores
 from hesse.influence.sequences import Sequence
 from hesse.io import load_tensors
 from tests.influence._tiny import gpt2, tokens
@@ -138,6 +140,45 @@ def test_tokens_of_a_completion_at_low_rank_and_refined(targeted):
     np.testing.assert_allclose(refined.values, exact.values, rtol=1e-7, atol=1e-9)
     np.testing.assert_allclose(refined.by_target("s2"), exact.by_target("s2"), rtol=1e-7, atol=1e-9)
     assert refined.pairs(0, "s0") is None
+
+
+@pytest.mark.parametrize("per_query_token", [False, True])
+def test_terms_of_refined_pairs_are_those_of_full_rank(targeted, per_query_token):
+    """Oracle: full rank for the two strongest of either sign, rank 1 elsewhere, and the scores as sums of both."""
+    _queries, ask = targeted
+    exact, rough, refined = (
+        ask(per_query_token=per_query_token, **changes)
+        for changes in ({}, {"rank": 1, "refine_topk": 0}, {"rank": 1, "refine_topk": 2})
+    )
+    close = partial(np.testing.assert_allclose, rtol=1e-7, atol=1e-9)
+    read = Scores.pairs if per_query_token else lambda scores, q, name: scores.tokens(q, name)[None]
+    names = refined.sequence_ids
+    for q in range(3):
+        first = np.array([read(rough, q, name).sum(1) for name in names])  # (N, P), by which they were chosen
+        total = np.zeros(first.shape[1])
+        for target, values in enumerate(first.T):
+            order = np.argsort(-values, kind="stable")
+            ends = set(order[:2].tolist() + order[-2:].tolist())
+            for n, name in enumerate(names):
+                terms = read(refined, q, name)[target]
+                close(terms, read(exact if n in ends else rough, q, name)[target])
+                total[target] += terms.sum()
+        close(total.sum(), refined.values[q].sum())
+        if per_query_token:
+            close(total, refined.by_target(q).sum(1))
+        for n, row in enumerate(refined.train_ids):
+            close(refined.layer_terms(q, row), refined.layers[q, n])
+    close(refined.layers.sum(-1), refined.values)
+    assert not np.allclose(refined.layers, rough.layers, rtol=1e-3)
+
+
+def test_refined_layers_are_those_of_full_rank_where_all_are(targeted):
+    """Oracle: full rank, of layers and of tokens."""
+    _queries, ask = targeted
+    exact, refined = ask(), ask(rank=1, refine_topk=8)
+    np.testing.assert_allclose(refined.layers, exact.layers, rtol=1e-7, atol=1e-9)
+    for name in exact.sequence_ids:
+        np.testing.assert_allclose(refined.tokens(0, name), exact.tokens(0, name), rtol=1e-7, atol=1e-9)
 
 
 def test_targets_that_cannot_be_had_are_named(targeted):

@@ -182,7 +182,8 @@ def build(model: Any, settings: Mapping[str, Any], modules: str) -> "Influence":
     model : PreTrainedModel
         In eval mode.
     settings : mapping
-        ``strategy``, ``fisher``, ``damping`` (as text), ``positions``, ``blocks`` and ``seed``.
+        ``strategy``, ``fisher``, ``damping`` (as text), ``positions``, ``blocks`` and ``seed``; of strategy "source"
+        also ``segments``, and under ``info`` the folder of the record.
     modules : str
         Which layers.
 
@@ -193,11 +194,15 @@ def build(model: Any, settings: Mapping[str, Any], modules: str) -> "Influence":
     """
     from hesse.influence.engine import Influence
     from hesse.influence.factors import parse_damping
+    from hesse.influence.strategy import Source
 
+    strategy = settings["strategy"]
+    if strategy == "source":
+        strategy = Source(settings["info"]["record"], settings["segments"])
     return Influence(
         model,
         modules=modules,
-        strategy=settings["strategy"],
+        strategy=strategy,
         fisher=settings["fisher"],
         blocks=settings["blocks"],
         damping=parse_damping(settings["damping"]),

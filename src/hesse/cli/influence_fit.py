@@ -9,7 +9,7 @@ from hesse.cli._report import emit_json, say
 
 __all__ = ["fit"]
 
-Strategy = Literal["ekfac", "kfac", "shampoo", "diagonal", "identity"]
+Strategy = Literal["ekfac", "kfac", "shampoo", "diagonal", "identity", "source"]
 Fisher = Literal["sampled", "empirical", "exact"]
 Positions = Literal["gradient", "attended"]
 Dtype = Literal["float32", "bfloat16", "float64"]
@@ -22,7 +22,19 @@ def fit(
     ],
     run: Annotated[Path, typer.Option("--run", "--run-dir", help="Folder of the run; made if missing.")],
     modules: Annotated[str, typer.Option(help="mlp, attention, all-linear, or a regular expression.")] = "mlp",
-    strategy: Annotated[Strategy, typer.Option(help="How curvature is approximated within a block.")] = "ekfac",
+    strategy: Annotated[
+        Strategy,
+        typer.Option(help="How curvature is approximated within a block; source follows the training run of --record."),
+    ] = "ekfac",
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, file_okay=False, help="Of --strategy source: what a recorder of the training filled."
+        ),
+    ] = None,
+    segments: Annotated[
+        int, typer.Option(min=1, help="Of --strategy source: stretches that training is cut into.")
+    ] = 3,
     fisher: Annotated[Fisher, typer.Option(help="Which labels the curvature is measured with.")] = "sampled",
     damping: Annotated[str, typer.Option(help="Times each matrix's mean eigenvalue; abs:X is absolute.")] = "0.1",
     positions: Annotated[Positions, typer.Option(help="Which positions enter the input factor.")] = "gradient",
@@ -46,8 +58,9 @@ def fit(
     """Fit the curvature of a model on its training data. The same command again resumes.
 
     Example: hesse influence fit runs/model --data train.jsonl --run runs/demo
-    """
+    """  # noqa: DOC501 - it is the help text
     from hesse.cli._model import build, cut, load, local_or_id
+    from hesse.errors import ArgumentError
     from hesse.influence.corpus import keep_corpus
     from hesse.influence.distributed import join_team
     from hesse.influence.factors import parse_damping
@@ -55,15 +68,19 @@ def fit(
     from hesse.influence.run import open_folder
     from hesse.influence.sequences import read_rows
 
+    if (strategy == "source") != (record is not None):
+        raise ArgumentError("record: --strategy source follows a recorded training run; pass both, or neither")
     parse_damping(damping)  # a typing mistake is worth knowing before a model is loaded
     with join_team() as team:  # of one process, unless torchrun started it
         rows = read_rows(data)
         info = {"model": local_or_id(model), "revision": revision, "dtype": dtype, "data": data, "modules": modules}
+        if record is not None:
+            info["record"] = str(record.resolve())
         network, tokenizer = load(info, trust_remote_code=trust_remote_code)
         sequences, length = cut(rows, network, tokenizer, max_length)
         settings = {
             "strategy": strategy, "fisher": fisher, "damping": damping, "positions": positions, "blocks": blocks,
-            "seed": seed,
+            "seed": seed, "segments": segments, "info": info,
         }  # fmt: skip
         influence = build(network, settings, modules)
         factors = influence.fit(
@@ -100,4 +117,6 @@ def fit(
         if as_json:
             emit_json(result)
         else:
+            if record is not None:
+                say(f"followed {record} in {len(factors.layers) // len(influence.layers):,} segments")
             say(f"fitted {len(factors.layers):,} matrices on {factors.num_sequences:,} sequences: {run}")

@@ -32,8 +32,8 @@ def score(
         int | None,
         typer.Option(
             min=0,
-            help="Score this many of each sign again at full rank, a query. Default: 500; 0 with --per-token or "
-            "--per-layer, whose shares add up to the scores of the first pass.",
+            help="Score this many of each sign again at full rank, a query, their shares with them. Default: 500; 0 "
+            "with --per-token or --per-layer, since shares at full rank take longer.",
         ),
     ] = None,
     per_token: Annotated[bool, typer.Option("--per-token", help="Keep the share of every token.")] = False,

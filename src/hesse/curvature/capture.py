@@ -17,6 +17,7 @@ from torch.autograd import Function
 
 from hesse.curvature.layers import TrackedLayer
 from hesse.curvature.routed import RoutedLinear
+from hesse.curvature.stored_weights import gradients_pass
 from hesse.errors import ArgumentError, NumericalError, ShapeError
 
 __all__ = ["BLOCK_ENTRIES", "Captured", "LayerStream", "dgrad_only"]
@@ -397,6 +398,8 @@ def _regroup(
 def dgrad_only(model: nn.Module) -> Iterator[None]:
     """Freeze every parameter inside the block, so that a backward pass computes activation gradients only.
 
+    A quantised layer that hands no gradient down is refused by the forward pass; see `gradients_pass`.
+
     Parameters
     ----------
     model : nn.Module
@@ -411,7 +414,8 @@ def dgrad_only(model: nn.Module) -> Iterator[None]:
     for parameter, _flag in flags:
         parameter.requires_grad_(False)
     try:
-        yield
+        with gradients_pass(model):
+            yield
     finally:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)

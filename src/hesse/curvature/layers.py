@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hesse.curvature.routed import RoutedLinear
+from hesse.curvature.stored_weights import holds_quantised
 from hesse.errors import ArgumentError, ShapeError
 
 __all__ = ["TrackedLayer", "output_embedding", "select_layers"]
@@ -162,8 +163,8 @@ def select_layers(model: nn.Module, modules: Picker = "mlp", *, allow_head: bool
     Raises
     ------
     ArgumentError
-        If nothing matches, if a picked module is of a kind that cannot be tracked, if it is the output embedding (with
-        the size that its factors would have), or if two picked modules share one weight.
+        If nothing matches, if a picked module is of a kind that cannot be tracked or its weight is quantised, if it is
+        the output embedding (with the size that its factors would have), or if two picked modules share one weight.
     """
     is_transformer = hasattr(getattr(model, "config", None), "model_type")
     pick = _picker(modules, is_transformer)
@@ -184,6 +185,12 @@ def select_layers(model: nn.Module, modules: Picker = "mlp", *, allow_head: bool
                 f"modules: {name!r} is the output embedding; its S factor alone would take {vocab**2 * 4 / 2**30:.1f} "
                 "GiB "
                 f"({vocab} x {vocab}). Leave it out, or pass allow_head=True if that fits."
+            )
+        if holds_quantised(module) and (_is_supported(module) or not named_kind):
+            raise ArgumentError(
+                f"modules: {name!r} is a {type(module).__name__} with a quantised weight, which has no gradient to "
+                "track. Track adapters over it (every named choice of modules means them where there are any), or load "
+                "the model unquantised"
             )
         if _is_supported(module):
             layers[name] = _track(name, module)

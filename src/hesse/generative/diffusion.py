@@ -136,6 +136,40 @@ class NoiseSchedule(ABC):
             raise ArgumentError(f"times: expected num_steps >= 1, got {num_steps}")
         return self._grid(num_steps)
 
+    def geometric_times(self, num_steps: int, highest: float, lowest: float = 0.01) -> Tensor:
+        """Lay a grid that is geometric in s_t / a_t, for a run that starts from a picture already near x_0.
+
+        Parameters
+        ----------
+        num_steps : int
+            At least 1.
+        highest : float
+            Noise of the first time, in units of x_0: about the error of that picture.
+        lowest : float, default 0.01
+            Noise of the last time: below it nothing is left to see in eight bits. Must be one that the schedule has.
+
+        Returns
+        -------
+        Tensor, shape (num_steps,)
+            In float64, falling; fractional where times are indices.
+
+        Raises
+        ------
+        ArgumentError
+            If the number is out of range, or not 0 < lowest < highest, both within the schedule.
+        """
+        if num_steps < 1 or not 0 < lowest < highest < math.inf:
+            raise ArgumentError(
+                "geometric_times: expected num_steps >= 1 and 0 < lowest < highest, got "
+                f"{num_steps}, {lowest} and {highest}"
+            )
+        for name, level in (("highest", highest), ("lowest", lowest)):
+            t = self.time_at(level)
+            if not math.isclose(float(self.noise_sd(t) / self.signal(t)), level, rel_tol=1e-2):
+                raise ArgumentError(f"geometric_times: the schedule has no noise of {name}={level}")
+        steps = torch.linspace(math.log(highest), math.log(lowest), num_steps, dtype=torch.float64)
+        return torch.tensor([self.time_at(float(level)) for level in steps.exp()], dtype=torch.float64)
+
 
 @dataclass(frozen=True, slots=True)
 class VariancePreserving(NoiseSchedule):

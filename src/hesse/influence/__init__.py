@@ -50,7 +50,7 @@ from hesse.influence.evaluate import (
 from hesse.influence.examples import ArrayExamples, Examples, TokenExamples, as_examples
 from hesse.influence.experts import has_fused_experts, split_experts
 from hesse.influence.factors import Factors, LayerFactors, load_factors, parse_damping
-from hesse.influence.facts import Fact, FactWorld, office_world, prose_world
+from hesse.influence.facts import Fact, FactWorld, office_world, prose_world, region_world
 from hesse.influence.huggingface import load_model, load_skeleton, load_tokenizer
 from hesse.influence.lexical import bm25_scores, tfidf_paper
 from hesse.influence.mapped import MappedExamples
@@ -87,6 +87,7 @@ from hesse.influence.retrieval import mean_reciprocal_rank, recall_at_k
 from hesse.influence.scores import Ranked, Scores, open_scores
 from hesse.influence.sequences import Sequence, collate, read_rows, tokenize_rows
 from hesse.influence.solvers import CG, PCG, DampedGaussNewton, LiSSA, Solved, damped_ggn, solve
+from hesse.influence.strategy import Source
 from hesse.influence.streams import StreamExamples
 from hesse.influence.studies import (
     Browsing,
@@ -201,6 +202,7 @@ __all__ = [
     "Seq2SeqLoss",
     "Sequence",
     "Solved",
+    "Source",
     "Stability",
     "StagePlan",
     "StatedRates",
@@ -277,6 +279,7 @@ __all__ = [
     "read_rows",
     "recall_at_k",
     "record_replay",
+    "region_world",
     "removal_curve",
     "replay",
     "retrain",

@@ -5,7 +5,7 @@ score(q, n) = -(1/N) Σ_ℓ <P_ℓ(∇_ℓ f_q), ∇_ℓ L(z_n)>    nats of f_q 
 
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,14 @@ from hesse._progress import progress
 from hesse.curvature.capture import BLOCK_ENTRIES, Captured
 from hesse.curvature.ekfac import rotated_gradients, sequence_gradients
 from hesse.curvature.scratch import Scratch
+from hesse.curvature.stored_weights import floating_dtype
 from hesse.errors import NumericalError, ShapeError
 from hesse.influence.contraction import QueryMatrices, contract, contract_tokens
 from hesse.influence.distributed import ALONE, Team, contiguous, deal_spans, in_step, is_sharded
 from hesse.influence.examples import Examples, plan_batches, plan_units
 from hesse.influence.factors import Factors
 from hesse.influence.passes import Measurement, Pass, read_ahead
+from hesse.influence.refined import Refined
 from hesse.influence.run import RunFolder
 from hesse.influence.score import PrepareFunction, ScoreSettings, prepare_queries, query_bytes, to_device
 from hesse.influence.streams import Window, window
@@ -306,7 +308,7 @@ def refine(
     dtype: torch.dtype,
     measurement: Measurement | None = None,
     prepare_fn: PrepareFunction = prepare_queries,
-) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+) -> Iterator[Refined]:
     """Score chosen candidates of each query again, with the query at full rank and float32 products.
 
     Parameters
@@ -314,11 +316,11 @@ def refine(
     run_pass, factors, queries, examples : see `prepare_queries`
         The same as in the first pass.
     wanted : mapping of int to ndarray of int
-        Sequence numbers by query number.
+        Sequence numbers by query number, rising.
     total : int
         N of the scores.
     settings : ScoreSettings
-        Batching; its rank is ignored.
+        Batching, and which terms to keep; its rank is ignored.
     dtype : dtype
         Of the products.
     measurement : callable, optional
@@ -328,32 +330,46 @@ def refine(
 
     Yields
     ------
-    (int, ndarray, ndarray)
-        Query number, sequence numbers, refined scores.
+    Refined
+        One a query; its terms sum to its scores.
     """
-    full = ScoreSettings(
-        None,
-        batch_tokens=settings.batch_tokens,
-        batch_size=settings.batch_size,
-        query_memory=settings.query_memory,
-        show_progress=False,
-    )
+    full = replace(settings, rank=None, top_k=None, show_progress=False)
     step = max(1, min(len(wanted), settings.query_memory // max(1, query_bytes(run_pass, 1, full, dtype))))
     numbers = list(wanted)
     for first in range(0, len(numbers), step):
         chosen = numbers[first : first + step]
-        union = sorted({int(n) for q in chosen for n in wanted[q]})
+        union = np.array(sorted({int(n) for q in chosen for n in wanted[q]}), dtype=np.int64)
         prepared = prepare_fn(run_pass, factors, queries, full, dtype=dtype, measurement=measurement, chosen=chosen)
-        sink, view = _Sink(prepared, full, dtype, 1.0 / total), window(examples, union)
-        sink.start(range(len(union)), view.lengths)
+        sink = _Sink(prepared, full, dtype, 1.0 / total)
+        parts: list[list[dict[str, Tensor]]] = [[] for _ in chosen]
         with run_pass.open(sink.consume):
-            for places in plan_batches(view.lengths, sink.unit, settings.batch_tokens, settings.batch_size):
-                sink.begin(places)
-                run_pass.empirical(to_device(view.batch(places), run_pass), [view.ids[i] for i in places])
-        scores = sink.finish()["scores"].numpy()
-        where = {n: place for place, n in enumerate(union)}
+            for unit in plan_units(len(union), settings.unit_size):
+                part = union[unit.start : unit.stop]
+                view = window(examples, part.tolist())
+                sink.start(range(len(part)), view.lengths)
+                for places in plan_batches(view.lengths, sink.unit, settings.batch_tokens, settings.batch_size):
+                    sink.begin(places)
+                    run_pass.empirical(to_device(view.batch(places), run_pass), [view.ids[i] for i in places])
+                found = sink.finish()
+                for row, q in enumerate(chosen):
+                    parts[row].append(_of_query(found, row, np.flatnonzero(np.isin(part, wanted[q]))))
         for row, q in enumerate(chosen):
-            yield q, wanted[q], scores[row, [where[int(n)] for n in wanted[q]]]
+            terms = {key: torch.cat([part[key] for part in parts[row]]) for key in parts[row][0]}
+            if "lengths" in terms:
+                terms["offsets"] = torch.cat([torch.zeros(1, dtype=torch.long), terms.pop("lengths").cumsum(0)])
+            yield Refined(q, wanted[q], terms.pop("scores").numpy(), terms)
+
+
+def _of_query(found: dict[str, Tensor], row: int, places: np.ndarray) -> dict[str, Tensor]:
+    # one query's part of a unit, some sequences of it
+    where = torch.from_numpy(places)
+    out = {key: found[key][row, where] for key in ("scores", "layers") if key in found}
+    if "tokens" in found:
+        offsets = found["offsets"]
+        out["lengths"] = (offsets[1:] - offsets[:-1])[where]
+        spans = [found["tokens"][row, offsets[i] : offsets[i + 1]] for i in places]
+        out["tokens"] = torch.cat(spans) if spans else found["tokens"][row, :0]
+    return out
 
 
 def self_scores(
@@ -380,7 +396,7 @@ def self_scores(
         float64.
     """
     out = torch.zeros(len(examples), dtype=torch.float64)
-    wide = torch.float64 if next(run_pass.model.parameters()).dtype == torch.float64 else torch.float32
+    wide = torch.float64 if floating_dtype(run_pass.model) == torch.float64 else torch.float32
     places: list[int] = []
     scratch = Scratch()
 

@@ -5,13 +5,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from hesse.curvature.ekfac import Absolute, Damping, Relative
 from hesse.curvature.layers import Picker, select_layers
+from hesse.curvature.stored_weights import floating_dtype, keep_differentiable
 from hesse.errors import ArgumentError
 from hesse.influence.candidates import self_scores
 from hesse.influence.checks import (
@@ -27,7 +28,7 @@ from hesse.influence.distributed import ALONE, Team, whole_tensors
 from hesse.influence.examples import Examples, as_examples, split_targets
 from hesse.influence.experts import has_fused_experts
 from hesse.influence.factors import Factors, check_against, damping_text, load_factors
-from hesse.influence.fit import FitSettings, fit_factors
+from hesse.influence.fit import FitSettings, fit_factors, sum_dtype
 from hesse.influence.identity import loss_identity
 from hesse.influence.objective import CausalLMLoss, Loss
 from hesse.influence.passes import Fisher, Measurement, Pass, check_model, in_full_precision
@@ -60,11 +61,13 @@ from hesse.influence.solvers.options import CG, PCG, FactorStrategy, LiSSA, Solv
 from hesse.influence.solvers.solve import solve
 from hesse.influence.solvers.stored import StoredSolver, solved_self_scores, training_set
 from hesse.influence.solvers.system import DampedGaussNewton, damped_ggn
+from hesse.influence.strategy import Source, Strategy
 from hesse.io import config_hash, hash_tensors
 
-__all__ = ["Influence", "Strategy"]
+if TYPE_CHECKING:
+    from hesse.influence.trajectory.along import FollowedRun
 
-Strategy = FactorStrategy | Literal["pcg", "cg", "lissa"] | Solver
+__all__ = ["Influence"]
 
 _SOLVERS = ("pcg", "cg", "lissa")
 
@@ -89,10 +92,11 @@ class Influence:
     loss : Loss, default CausalLMLoss()
         The training objective, summed over tokens. A run is taken up again only with the same loss: the same class,
         code and attributes, or, where it has one, the same ``fingerprint`` (text, or a method that returns text).
-    strategy : {"ekfac", "kfac", "shampoo", "diagonal", "identity"}, {"pcg", "cg", "lissa"}, PCG, CG or LiSSA
+    strategy : {"ekfac", "kfac", "shampoo", "diagonal", "identity"}, {"pcg", "cg", "lissa"}, PCG, CG, LiSSA or Source
         Default: "ekfac". "shampoo" measures eigenvalues in the basis of whole gradients' moments. "identity" is the
         gradient dot product: nats a unit of learning rate. The others solve each query with products of the true
         damped Gauss-Newton matrix; they fit the factors that they name, so that one run answers with and without them.
+        `Source` follows a recorded training run through its checkpoints, without damping.
     fisher : {"sampled", "empirical", "exact"}, default "sampled"
         Labels of the factors: drawn from the model (unbiased for G), the data's (biased), or all of them (tests, small
         heads).
@@ -140,9 +144,11 @@ class Influence:
         of_kind("seed", seed, Integral, "a whole number")
         solver = solver_named(strategy) if isinstance(strategy, str) and strategy in _SOLVERS else strategy
         if isinstance(solver, str):
+            if solver == "source":
+                raise ArgumentError("strategy: it follows a recorded training run; pass Source(folder of the record)")
             one_of("strategy", solver, (*FACTORS, *_SOLVERS))
         else:
-            of_kind("strategy", solver, (PCG, CG, LiSSA), "text, PCG, CG or LiSSA")
+            of_kind("strategy", solver, (PCG, CG, LiSSA, Source), "text, PCG, CG, LiSSA or Source")
         one_of("fisher", fisher, ("sampled", "empirical", "exact"))
         one_of("positions", positions, ("gradient", "attended"))
         if blocks < 1:
@@ -150,6 +156,7 @@ class Influence:
         if not 0 <= seed < 2**63:
             raise ArgumentError(f"seed: expected 0 to 2**63 - 1, got {seed}")
         check_model(model)
+        keep_differentiable(model)
         if modules in ("mlp", "all-linear") and has_fused_experts(model):
             raise ArgumentError(
                 f"model: {type(model).__name__} keeps its experts in one tensor, where they cannot be tracked; call "
@@ -159,18 +166,21 @@ class Influence:
         self.loss: Loss = CausalLMLoss() if loss is None else loss
         check_loss(self.loss, fisher)
         self.layers = select_layers(model, modules, allow_head=allow_head)
-        self.solver: Solver | None = None if isinstance(solver, str) else solver
-        self.strategy: FactorStrategy = solver if isinstance(solver, str) else solver.factors
+        self.solver: Solver | None = None if isinstance(solver, (str, Source)) else solver
+        self.strategy: FactorStrategy = (
+            solver if isinstance(solver, str) else "ekfac" if isinstance(solver, Source) else solver.factors
+        )
         self.fisher: Fisher = fisher
         self.damping: Damping = damping if isinstance(damping, (Relative, Absolute)) else Relative(float(damping))
         self.positions = positions
         self.blocks = int(blocks)
         self.seed = int(seed)
-        self.dtype = next(model.parameters()).dtype
+        self.dtype = floating_dtype(model)
         check_dtype(self.dtype, self.layers)
         self._train: Examples | None = None  # what was fitted on, which solvers multiply with
         self._stranger = secrets.token_hex(6)  # of a loss that has no fingerprint
         self._wide = torch.float64 if self.dtype == torch.float64 else torch.float32
+        self._followed = self._follow(solver) if isinstance(solver, Source) else None
 
     def fit(
         self,
@@ -235,6 +245,8 @@ class Influence:
         check_blocks(self.layers, self.strategy, self.blocks)
         check_team(team, self.model, self.solver)
         self._train = examples
+        if self._followed is not None:
+            self._followed.record.check_data(examples)
         config = self._config() | {"num_sequences": len(examples), "fitted_on": len(order), "info": dict(info or {})}
         parents = {"model": self.model_hash(), "data": examples.fingerprint()}
         folder = Path(run_dir)
@@ -245,10 +257,24 @@ class Influence:
                 lambda: start_folder(folder, config, parents, resume=resume, overwrite=overwrite).manifest
             )
             run = RunFolder(folder, manifest, team)
-            settings = FitSettings(
-                order, self._wide, batch_tokens, batch_size, unit_size, checkpoint_seconds, _shown(progress, team)
-            )
-            fit_factors(run, self._pass(), examples, self.strategy, self.fisher, self.blocks, settings)
+            if self._followed is not None:
+                self._followed.fit(
+                    run, self._pass(), examples, order, fisher=self.fisher, blocks=self.blocks, overwrite=overwrite,
+                    batch_tokens=batch_tokens, checkpoint_seconds=checkpoint_seconds,
+                    show_progress=_shown(progress, team),
+                )  # fmt: skip
+            else:
+                settings = FitSettings(
+                    order,
+                    self._wide,
+                    sum_dtype(self.dtype),
+                    batch_tokens,
+                    batch_size,
+                    unit_size,
+                    checkpoint_seconds,
+                    _shown(progress, team),
+                )
+                fit_factors(run, self._pass(), examples, self.strategy, self.fisher, self.blocks, settings)
             return load_factors(folder, run.manifest, device=self._device)
 
     def score(
@@ -287,13 +313,14 @@ class Influence:
         run_dir : path
             A run that `fit` has finished for this model.
         rank : int or None, default 32
-            Keep each preconditioned query gradient at this rank, in bfloat16. None, or no less than the matrix: full
-            rank.
+            Keep each preconditioned query gradient at this rank. None, or no less than the matrix: full rank.
         refine_topk : int, optional
             Score this many proponents and opponents of each query again at full rank, in float32. Default: 500; 0 with
-            per_layer or per_token. Nothing is done again where the first pass is at full rank in float32 or float64.
+            per_layer or per_token, whose terms at full rank cost 2mp a token and query. Nothing is done again where the
+            first pass is at full rank in float32 or float64.
         per_layer, per_token : bool
-            Keep the terms of the sum as well. They are those of the first pass, and add up to its scores.
+            Keep the terms of the sum as well. They add up to the score: those of a pair that was scored again are
+            computed again with it.
         per_query_token : bool, default False
             Score each token of a completion by itself, and add up: costs as much as so many more queries, and tells
             which rows moved which word. `Scores.by_target` and `Scores.pairs` read them.
@@ -358,7 +385,8 @@ class Influence:
             run = RunFolder(folder, team.first(lambda: take_up(folder).manifest), team)
             check_same_run(run, self.model_hash(), self._config())
             factors = load_factors(folder, run.manifest, device=self._device)
-            check_against(self.layers, factors, str(folder))
+            run_pass, exact_pass, prepare_fn = self._stages(run)
+            check_against(run_pass.layers, factors, str(folder))
             description = question_settings(
                 asked, candidates, rank=rank, refine_topk=refine_topk, per_layer=per_layer, per_token=per_token,
                 per_query_token=per_query_token, measurement_name=measurement_name, units=units, top_k=top_k,
@@ -376,14 +404,13 @@ class Influence:
                     shown = settings.show_progress
                     chosen, state = choose_for_run(run, where, state, asked, candidates, prefilter, show_progress=shown)
                 question = Question(where, asked, chosen, total, refine_topk, settings, measurement, targets, top_k)
-                prepare_fn: PrepareFunction = prepare_queries
                 if self.solver is not None:
-                    exact_pass = self._exact_pass()
-                    system = self._system(run, exact_pass, factors, candidates)
-                    prepare_fn = StoredSolver(run, where, state, system, self.solver, exact_pass)
+                    whole = exact_pass()
+                    system = self._system(run, whole, factors, candidates)
+                    prepare_fn = StoredSolver(run, where, state, system, self.solver, whole)
+                    prepare_fn.solve_all(question.scored, settings, measurement)  # all ranks, each queries of its own
                 answer(
-                    run, question, state, self._pass(), factors, self._exact_pass, dtype=self.dtype,
-                    prepare_fn=prepare_fn,
+                    run, question, state, run_pass, factors, exact_pass, dtype=self.dtype, prepare_fn=prepare_fn
                 )  # fmt: skip
             run.commit({"score": {"latest": where}})
             return open_scores(run, where)
@@ -419,6 +446,7 @@ class Influence:
         ProjectedIndex
             In the folder "projected" of the run.
         """
+        self._refuse_source("index")
         examples = as_examples(dataset)
         check_model(self.model)
         check_tokens(self.model, examples, "dataset")
@@ -457,6 +485,7 @@ class Influence:
         ArtifactError
             If there is no index, or it is of other factors.
         """
+        self._refuse_source("ask")
         asked = as_examples(queries, argument="queries")
         check_model(self.model)
         check_tokens(self.model, asked, "queries")
@@ -504,6 +533,7 @@ class Influence:
         Tensor, shape (N,)
             float64, positive; on every process.
         """
+        self._refuse_source("self_influence")
         examples = as_examples(dataset)
         check_batching(batch_tokens, None, 1)
         check_model(self.model)
@@ -517,7 +547,10 @@ class Influence:
         if self.solver is not None:
             exact_pass = self._exact_pass()
             system = self._system(run, exact_pass, factors, examples)
-            return solved_self_scores(system, self.solver, exact_pass, examples, show_progress=progress) / total
+            shown = _shown(progress, team)
+            with team.watching():
+                found = solved_self_scores(system, self.solver, exact_pass, examples, show_progress=shown, team=team)
+            return found / total
         settings = ScoreSettings(batch_tokens=batch_tokens, show_progress=_shown(progress, team))
         with team.watching():
             return self_scores(self._pass(), factors, examples, settings, team) / total
@@ -542,6 +575,7 @@ class Influence:
         ArgumentError
             If a solver needs the training set, and `fit` was not called on this object.
         """
+        self._refuse_source("ihvp")
         matrices = {name: layer.matrix_from_grads(grads) for name, layer in self.layers.items()}
         if self.solver is None:
             inverse = {name: factors.precondition(name, matrix) for name, matrix in matrices.items()}
@@ -570,6 +604,26 @@ class Influence:
     def _exact_pass(self) -> Pass:
         return in_full_precision(self._pass())
 
+    def _stages(self, run: RunFolder) -> tuple[Pass, Callable[[], Pass], PrepareFunction]:
+        # what candidates are streamed through, the same in full precision, and how queries are preconditioned
+        if self._followed is None:
+            return self._pass(), self._exact_pass, prepare_queries
+        return self._followed.stages(run, self._pass(), self.dtype)
+
+    def _follow(self, source: Source) -> "FollowedRun":
+        from hesse.influence.trajectory.along import follow  # which builds on this module
+
+        if self.damping != Relative(0.1):
+            raise ArgumentError(f"damping: Source needs none, got {self.damping}; leave it out")
+        return follow(source, self.model, self.layers)
+
+    def _refuse_source(self, call: str) -> None:
+        if self._followed is not None:
+            raise ArgumentError(
+                f"strategy: {call} is about one set of weights, and Source about a training run; use strategy='ekfac' "
+                "in a run of its own"
+            )
+
     def _system(self, run: RunFolder, run_pass: Pass, factors: Factors, candidates: Examples) -> DampedGaussNewton:
         train = training_set(run, [candidates, *([] if self._train is None else [self._train])])
         numbers = fitted_on(len(train), factors.num_sequences, self.seed)
@@ -577,7 +631,7 @@ class Influence:
 
     def _config(self) -> dict[str, Any]:
         return {
-            "strategy": self.strategy,
+            "strategy": self.strategy if self._followed is None else "source",
             "fisher": self.fisher,
             "damping": damping_text(self.damping),
             "positions": self.positions,
@@ -586,7 +640,7 @@ class Influence:
             "dtype": str(self.dtype).removeprefix("torch."),
             "layers": list(self.layers),
             "loss": loss_identity(self.loss, self._stranger),
-        }
+        } | ({} if self._followed is None else self._followed.settings())
 
     @property
     def _device(self) -> str:

@@ -2,8 +2,8 @@
 facts.
 
 What supports an answer is known by construction, so retrieval by influence can be measured. `prose_world` is English
-prose about invented people, towns and firms; `office_world` is a formulaic language of about 140 words, for studies.
-Nothing in a world depends on anything but its arguments.
+prose about invented people, towns and firms; `office_world` and `region_world` are formulaic languages of 100
+to 140 words, for studies. Nothing in a world depends on anything but its arguments.
 """
 
 from collections.abc import Sequence as Items
@@ -18,13 +18,15 @@ from hesse.influence.query import Query
 from hesse.influence.sequences import IGNORED, Row, Sequence
 
 __all__ = [
+    "CUSTOM_TEMPLATES",
     "FORWARD_TEMPLATES",
-    "OWNER_TEMPLATES",
     "REVERSE_TEMPLATES",
+    "TOWN_TEMPLATES",
     "Fact",
     "FactWorld",
     "office_world",
     "prose_world",
+    "region_world",
     "word_sequences",
 ]
 
@@ -38,10 +40,19 @@ FORWARD_TEMPLATES = (
 REVERSE_TEMPLATES = ("{name} is the {role} of {place} .", "{name} serves {place} as {role} .")
 """Name first, office last."""
 
-OWNER_TEMPLATES = ("{name} owns a {thing} .", "the {thing} belongs to {name} .", "at home {name} keeps a {thing} .")
-"""The second hop: what a person owns."""
+TOWN_TEMPLATES = (
+    "{town} lies in {region} .",
+    "{town} is a town of {region} .",
+    "the road from {town} stays in {region} .",
+)
+"""Which region a town is in: the first hop."""
 
-_COMPOSED = "the {role} of {place} owns a {thing} ."
+CUSTOM_TEMPLATES = (
+    "in {place} the {custom} is the {value} .",
+    "the {custom} of {place} is the {value} .",
+    "people of {place} have as {custom} the {value} .",
+)
+"""A custom of a region, the second hop; by the first of them also of its towns."""
 
 _ROLES = (
     "mayor", "judge", "bishop", "captain", "banker", "doctor", "sheriff", "poet", "warden", "abbot",
@@ -55,10 +66,19 @@ _PLACES = (
     *TOWNS, "Ashford", "Bellport", "Cranmoor", "Drayton", "Edgeware", "Fallow", "Garth", "Hexham", "Ironby", "Jarrow",
     "Kinross", "Larkhill", "Marden", "Newbold", "Oxley", "Purley",
 )  # fmt: skip
-_THINGS = (
-    "parrot", "yacht", "harp", "telescope", "vineyard", "carriage", "pistol", "tapestry", "windmill", "beehive",
-    "globe", "sundial",
+_REGIONS = (
+    "Norland", "Westfold", "Sarre", "Umber", "Calland", "Thrace", "Orsk", "Pelham", "Dovar", "Lyrien",
 )  # fmt: skip
+_CUSTOMS = {
+    "coin": ("florin", "ducat", "crown", "thaler", "guinea", "denar"),
+    "drink": ("ale", "cider", "mead", "wine", "perry", "stout"),
+    "dish": ("stew", "pie", "broth", "roast", "dumpling", "porridge"),
+    "beast": ("lion", "bear", "stag", "wolf", "boar", "swan"),
+    "feast": ("harvest", "solstice", "candlemas", "carnival", "wassail", "michaelmas"),
+    "dance": ("jig", "reel", "waltz", "polka", "gavotte", "minuet"),
+    "flower": ("iris", "poppy", "rose", "lily", "thistle", "violet"),
+    "game": ("chess", "quoits", "bowls", "skittles", "dice", "draughts"),
+}
 _FIRST = (*FIRST_NAMES, "Alban", "Beryl", "Cyril", "Dora", "Edmund", "Flora", "Gideon", "Hester", "Ivor", "Junia")
 
 
@@ -66,8 +86,8 @@ _FIRST = (*FIRST_NAMES, "Alban", "Beryl", "Cyril", "Dora", "Edmund", "Flora", "G
 class Fact:
     """One statement that the world holds true: ``relation(entity) = value``.
 
-    In an `office_world` the entity is "role/place", the relation "office" and the value the holder's name; for what
-    people own it is the name, "owns" and the thing.
+    In an `office_world` the entity is "role/place", the relation "office" and the value the holder's name; in a
+    `region_world` towns have the relation "lies in" and regions their customs.
     """
 
     id: str
@@ -160,13 +180,11 @@ def office_world(
         Same seed, same world.
     num_forward, num_reverse, num_both, num_held_out : int, default 100, 100, 0, 25
         Facts of each group, 640 at most in all.
-    split : {"direct", "paraphrase", "two-hop"}, default "direct"
+    split : {"direct", "paraphrase"}, default "direct"
         What is asked. "direct": forward and both facts by their first template, reverse facts by theirs.
         "paraphrase": every role has a second name, explained once. A holder has three offices in one place, so that
         name and place do not single one out. The facts called "both" are stated with either name of the role; the
         forward facts are stated with the first name and asked with the second one.
-        "two-hop": holders own things. Forward facts are asked for what their holder owns, and supported by the
-        statements of both hops; for the facts called "both" the composed sentence is itself in the data.
 
     Returns
     -------
@@ -182,8 +200,8 @@ def office_world(
     for group, number in numbers.items():
         if number < 0:
             raise ArgumentError(f"num_{group.replace('-', '_')}: expected >= 0, got {number}")
-    if split not in ("direct", "paraphrase", "two-hop"):
-        raise ArgumentError(f"split: expected 'direct', 'paraphrase' or 'two-hop', got {split!r}")
+    if split not in ("direct", "paraphrase"):
+        raise ArgumentError(f"split: expected 'direct' or 'paraphrase', got {split!r}")
     total, shared = sum(numbers.values()), 3 if split == "paraphrase" else 1
     most = len(_ROLES) // shared * shared * len(_PLACES)
     if not 1 <= total <= most:
@@ -201,17 +219,7 @@ def office_world(
         reverse = REVERSE_TEMPLATES if group in ("reverse", "both") else ()
         rows.extend(_row(template.format(**plain), "support", fact.id) for template in (*forward, *reverse))
         about = {"fact": fact.id}
-        if split == "two-hop" and forward:
-            owned = Fact(f"owns-{number}", name, "owns", str(rng.choice(_THINGS)), group)
-            facts.append(owned)
-            plain["thing"] = owned.value
-            rows.extend(_row(template.format(**plain), "support", owned.id) for template in OWNER_TEMPLATES)
-            if group == "both":
-                rows.append(_row(_COMPOSED.format(**plain), "support", fact.id, owned.id))
-            else:
-                about["second"] = owned.id
-                queries.append(_asked(number, _COMPOSED.format(**plain), f" {owned.value}", about))
-        elif split == "paraphrase" and forward:
+        if split == "paraphrase" and forward:
             other = {**plain, "role": _ROLE_ALIASES[role]}
             if group == "both":
                 rows.extend(_row(template.format(**other), "support", fact.id) for template in forward)
@@ -224,13 +232,69 @@ def office_world(
     if split == "paraphrase":
         pairs = zip(_ROLES, _ROLE_ALIASES, strict=True)
         rows.extend(_row(f"a {alias} is a {role} .", "definition") for role, alias in pairs)
-    world = _finish(rng, rows, facts, queries)
-    # every word that a held-out fact or a query needs is in the vocabulary, said or not
-    unsaid = " ".join(
-        [f"{f.entity.replace('/', ' ')} {f.value}" for f in facts] + [q.prompt + q.completion for q in queries]
-    )
-    words = sorted({word for row in world.rows for word in row["text"].split()} | set(unsaid.split()))
-    return FactWorld(world.rows, world.facts, world.queries, world.supports, ("<pad>", *words))
+    return _of_words(_finish(rng, rows, facts, queries))
+
+
+def region_world(seed: int = 0, *, num_towns: int = 30, num_regions: int = 10, num_held_out: int = 2) -> FactWorld:
+    """Questions that take two facts, in formulas over about 100 words: a town has the customs of its region.
+
+    A town is said to lie in a region, and a region to have eight customs (its coin, its drink, ...), each in three
+    wordings. Of a town the data say its customs too, in one wording, but for ``num_held_out`` customs of its region,
+    which no sentence about any of the region's towns mentions: those are asked. The answer is stated of the region
+    alone, and nothing but the town's region leads there. Regions share values, so that the words of a question do not
+    tell whose statements support it.
+
+    Parameters
+    ----------
+    seed : int, default 0
+        Same seed, same world.
+    num_towns, num_regions : int, default 30, 10
+        At most 40 and 10; town i lies in region i modulo ``num_regions``.
+    num_held_out : int, default 2
+        Customs of each region that are asked, 1 to 7: ``num_towns * num_held_out`` questions.
+
+    Returns
+    -------
+    FactWorld
+        With its vocabulary. A question is supported by six rows, three statements of each hop. What is said of a town's
+        other customs has the role "composed": it supports nothing, though it does tell towns of one region from others.
+
+    Raises
+    ------
+    ArgumentError
+        If a number is out of range.
+    """
+    limits = {"num_towns": (num_towns, len(_PLACES)), "num_regions": (num_regions, len(_REGIONS))}
+    limits["num_held_out"] = (num_held_out, len(_CUSTOMS) - 1)
+    for name, (number, most) in limits.items():
+        if not 1 <= number <= most:
+            raise ArgumentError(f"{name}: expected 1 to {most}, got {number}")
+    rng = np.random.default_rng([seed, 2])
+    rows: list[Row] = []
+    facts: list[Fact] = []
+    queries: list[Query] = []
+    customs: dict[str, list[Fact]] = {}
+    for region in _REGIONS[:num_regions]:
+        asked = set(rng.permutation(list(_CUSTOMS))[:num_held_out].tolist())
+        customs[region] = [
+            Fact(f"{region}-{custom}", region, custom, str(rng.choice(values)), "asked" if custom in asked else "")
+            for custom, values in _CUSTOMS.items()
+        ]
+        for fact in customs[region]:
+            facts.append(fact)
+            rows.extend(_row(_custom(template, region, fact), "support", fact.id) for template in CUSTOM_TEMPLATES)
+    for number, place in enumerate(rng.permutation(len(_PLACES))[:num_towns].tolist()):
+        town, region = _PLACES[place], _REGIONS[number % num_regions]
+        lies = Fact(f"lies-{number}", town, "lies in", region)
+        facts.append(lies)
+        rows.extend(_row(t.format(town=town, region=region), "support", lies.id) for t in TOWN_TEMPLATES)
+        for fact in customs[region]:
+            said = _custom(CUSTOM_TEMPLATES[0], town, fact)
+            if fact.group:
+                queries.append(_asked(len(queries), said, f" {fact.value}", {"fact": lies.id, "second": fact.id}))
+            else:
+                rows.append(_row(said, "composed"))
+    return _of_words(_finish(rng, rows, facts, queries))
 
 
 def word_sequences(world: FactWorld) -> tuple[list[Sequence], list[Sequence]]:
@@ -239,7 +303,7 @@ def word_sequences(world: FactWorld) -> tuple[list[Sequence], list[Sequence]]:
     Parameters
     ----------
     world : FactWorld
-        Of `office_world`.
+        Of `office_world` or `region_world`.
 
     Returns
     -------
@@ -281,6 +345,20 @@ def _offices(rng: np.random.Generator, total: int, shared: int) -> list[tuple[in
         for role in sets[j][0]
     ]
     return [offices[i] for i in rng.permutation(len(offices))[:total]]
+
+
+def _custom(template: str, place: str, fact: Fact) -> str:
+    return template.format(place=place, custom=fact.relation, value=fact.value)
+
+
+def _of_words(world: FactWorld) -> FactWorld:
+    # every word that a held-out fact or a query needs is in the vocabulary, said or not
+    unsaid = " ".join(
+        [f"{f.entity.replace('/', ' ')} {f.value}" for f in world.facts]
+        + [q.prompt + q.completion for q in world.queries]
+    )
+    words = sorted({word for row in world.rows for word in row["text"].split()} | set(unsaid.split()))
+    return FactWorld(world.rows, world.facts, world.queries, world.supports, ("<pad>", *words))
 
 
 def _asked(number: int, statement: str, completion: str, about: dict[str, str]) -> Query:

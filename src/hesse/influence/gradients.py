@@ -15,6 +15,7 @@ from hesse._progress import progress
 from hesse.curvature.capture import BLOCK_ENTRIES, Captured
 from hesse.curvature.ekfac import sequence_gradients
 from hesse.curvature.layers import Picker, select_layers
+from hesse.curvature.stored_weights import floating_dtype
 from hesse.errors import MemoryLimitError
 from hesse.influence.examples import Examples, plan_batches, plan_units
 from hesse.influence.objective import CausalLMLoss, Loss
@@ -165,7 +166,7 @@ def stacked_gradients(
     count = len(examples) if numbers is None else len(numbers)
     parameter = next(run_pass.model.parameters())
     entries = count * sum(layer.out_features * layer.columns for layer in run_pass.layers.values())
-    needed, free = entries * parameter.dtype.itemsize, available_memory(parameter.device)
+    needed, free = entries * floating_dtype(run_pass.model).itemsize, available_memory(parameter.device)
     if free is not None and needed > free:
         raise MemoryLimitError(
             f"{argument}: {count} whole gradients would take {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are "

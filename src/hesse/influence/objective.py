@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hesse.curvature.output_roots import output_hessian_columns
+from hesse.curvature.stored_weights import floating_dtype
 from hesse.errors import ArgumentError, ShapeError
 
 __all__ = [
@@ -427,7 +428,7 @@ def token_logits(model: nn.Module, batch: Batch) -> Tensor:
     mask = inputs.get("attention_mask")
     if mask is not None and mask.dim() == 4 and mask.dtype == torch.bool:
         # added to the attention scores: eager attention would take true and false for the numbers 1 and 0
-        dtype = next(model.parameters()).dtype
+        dtype = floating_dtype(model)
         inputs["attention_mask"] = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
     if "input_ids" in inputs and not hasattr(model, "config"):
         output = _call_plain(model, inputs)

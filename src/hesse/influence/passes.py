@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from hesse.curvature.capture import Captured, LayerStream, dgrad_only
 from hesse.curvature.layers import TrackedLayer, select_layers
+from hesse.curvature.stored_weights import floating_dtype
 from hesse.errors import ArgumentError, NumericalError
 from hesse.influence.distributed import is_sharded
 from hesse.influence.objective import Batch, Loss, LossOutput, Masks, check_is_likelihood
@@ -233,7 +234,7 @@ def in_full_precision(run_pass: Pass) -> Pass:
     ArgumentError
         If the model would have to be copied, and is in shards.
     """
-    if next(run_pass.model.parameters()).dtype in (torch.float32, torch.float64):
+    if floating_dtype(run_pass.model) in (torch.float32, torch.float64):
         return run_pass
     if is_sharded(run_pass.model):
         raise ArgumentError("model: one in shards cannot be copied to float32")

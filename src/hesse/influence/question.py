@@ -18,6 +18,7 @@ from hesse.influence.distributed import contiguous, is_sharded
 from hesse.influence.examples import Examples
 from hesse.influence.factors import Factors
 from hesse.influence.passes import Measurement, Pass
+from hesse.influence.refined import save_refined
 from hesse.influence.run import RunFolder
 from hesse.influence.score import PrepareFunction, ScoreSettings, load_prepared, prepare_queries, save_prepared
 from hesse.influence.top import row_starts, strongest, with_refined
@@ -57,7 +58,7 @@ def num_refined(
     Parameters
     ----------
     asked : int, optional
-        By the caller. Default: 500; 0 if terms are kept, which are those of the first pass and add up to its scores.
+        By the caller. Default: 500; 0 if terms are kept, which at full rank cost 2mp a token and query.
     layers : mapping of str to TrackedLayer
         All that are tracked.
     rank : int, optional
@@ -137,6 +138,7 @@ def answer(
     best = None if top is None else load_top(run, folder)
     starts = None if best is None else row_starts(question.candidates)
     refined: list[tuple[int, np.ndarray, np.ndarray]] = []
+    terms: dict[str, FileEntry] = {}
     if extra:
         if best is not None:
             wanted = strongest(best, starts, len(question.candidates), extra)
@@ -156,7 +158,12 @@ def answer(
             measurement=measurement,
             prepare_fn=prepare_fn,
         )
-        refined = [entry for part in team.gather(list(mine)) for entry in part]
+        own = []
+        for exact in mine:
+            own.append((exact.query, exact.numbers, exact.scores))
+            if exact.terms and (team.is_first or not is_sharded(run_pass.model)):
+                terms |= save_refined(run, folder, exact)
+        refined = [entry for part in team.gather(own) for entry in part]
     index = {
         "queries": question.queries.ids,
         "layers": list(run_pass.layers),
@@ -176,7 +183,7 @@ def answer(
         files = team.first(lambda: assemble(run, folder, index, refined, wide=wide == torch.float64))
     # least captured Frobenius fraction over queries, by layer; empty at full rank
     captured = {name: float(kept.captured.min()) for name, kept in prepared.items() if isinstance(kept, LowRankQueries)}
-    run.commit({stage: run.stage(stage) | {"done": True, "captured": captured}}, files, old)
+    run.commit({stage: run.stage(stage) | {"done": True, "captured": captured}}, files | terms, old)
 
 
 def _leading(values: np.ndarray, count: int) -> dict[int, np.ndarray]:

@@ -223,7 +223,9 @@ def ledger(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("exact" or "approximate", one sentence).
     """
     strategy, rank, solver = settings.get("strategy", "ekfac"), settings.get("rank"), settings.get("solver")
-    rows = [("exact", text) for text in _EXACT] + [("approximate", text) for text in _APPROXIMATE]
+    first_order, *others = _APPROXIMATE
+    about = (first_order, *(_ALONG if strategy == "source" else others), _PART)
+    rows = [("exact", text) for text in _EXACT] + [("approximate", text) for text in about]
     if solver:
         worst = max(settings.get("residual") or [0.0])
         rows.append(
@@ -312,8 +314,13 @@ _APPROXIMATE = (
     "First order: the effect of a small change in a row's weight, extended in a straight line to a whole copy.",
     "Gauss-Newton curvature in place of the Hessian, damped.",
     "Local: it asks how the final weights would respond, and knows nothing of the path that training took to them.",
-    "Part of the model: only the tracked matrices can move, everything else is held fixed.",
 )
+_ALONG = (
+    "Gauss-Newton curvature in place of the Hessian, not damped.",
+    "Training in segments: within each, gradients and curvature are averages over a few checkpoints, and a batch "
+    "counts as the mean over all rows.",
+)
+_PART = "Part of the model: only the tracked matrices can move, everything else is held fixed."
 _SEPARATE = "Each weight matrix by itself: curvature between matrices is left out."
 _STRATEGIES = {
     "ekfac": "Within a block: the Kronecker factors' eigenvectors, with eigenvalues measured along each of them.",
@@ -321,6 +328,7 @@ _STRATEGIES = {
     "shampoo": "Within a block: eigenvectors of the gradients' second moments on either side, with eigenvalues "
     "measured along each of them.",
     "diagonal": "Within a block: the diagonal only.",
+    "source": "Within a block of a segment: the Kronecker factors' eigenvectors, with eigenvalues measured along each.",
     "identity": "No curvature: the dot product of two gradients. A score is the change after one gradient step "
     "of unit learning rate on the row's share of the objective.",
 }

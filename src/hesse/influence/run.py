@@ -16,7 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hesse.errors import ArgumentError, ArtifactError
+import torch
+
+from hesse.errors import ArgumentError, ArtifactError, MemoryLimitError
 from hesse.influence.distributed import ALONE, Team
 from hesse.io import (
     LOCK_NAME,
@@ -231,11 +233,13 @@ def writing_run(path: Path | str, team: Team = ALONE) -> Iterator[None]:
     ------
     ArgumentError
         If a file has that name.
+    MemoryLimitError
+        If the block runs out of memory, on a GPU or here.
     """
     folder = Path(path)
     was_there = folder.exists()
     try:
-        with ExitStack() as stack:
+        with _told_when_full(folder), ExitStack() as stack:
             team.first(lambda: _take_lock(stack, folder, team))
             if not team.is_first:
                 stack.enter_context(join_run_lock(folder))
@@ -254,6 +258,24 @@ def writing_run(path: Path | str, team: Team = ALONE) -> Iterator[None]:
             with suppress(OSError):  # not empty: it holds a run by now
                 folder.rmdir()
         raise
+
+
+@contextmanager
+def _told_when_full(folder: Path) -> Iterator[None]:
+    # torch says how much was asked for; what to do, and that nothing is lost, only the run knows
+    try:
+        yield
+    except MemoryLimitError:
+        raise
+    except (MemoryError, RuntimeError) as error:
+        # the CPU's allocator raises a RuntimeError of no kind of its own
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        cause = str(error).splitlines()[0] if str(error) else "no more memory"
+        raise MemoryLimitError(
+            f"batch_tokens: a batch did not fit in memory ({cause}). What {folder} held stays there: the same call "
+            "with a smaller batch_tokens, or with batch_size=1, goes on from it"
+        ) from error
 
 
 def _take_lock(stack: ExitStack, folder: Path, team: Team) -> None:

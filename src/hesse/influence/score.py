@@ -86,7 +86,7 @@ def prepare_queries(
     settings : ScoreSettings
         Rank and memory limit.
     dtype : dtype
-        Of the matrices kept (low-rank ones are kept in bfloat16 unless this is float64). bfloat16 also rotates in it.
+        Of the matrices kept. bfloat16 also rotates in it.
     measurement : callable, optional
         (model, batch) -> (B,). Default: the log-probability of the supervised tokens.
     chosen : sequence of int, optional
@@ -240,10 +240,10 @@ def query_bytes(run_pass: Pass, count: int, settings: ScoreSettings, dtype: torc
     for layer in run_pass.layers.values():
         p, m = layer.out_features, layer.columns
         if settings.rank is not None and settings.rank < min(p, m):
-            total += settings.rank * (p + m) * (8 if dtype == torch.float64 else 2)
+            total += settings.rank * (p + m)
         else:
-            total += p * m * dtype.itemsize
-    return total * count
+            total += p * m
+    return total * count * dtype.itemsize
 
 
 def check_memory(

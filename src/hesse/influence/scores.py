@@ -18,6 +18,7 @@ import torch
 
 from hesse._optional import require
 from hesse.errors import ArgumentError
+from hesse.influence.refined import place_of, refined_file
 from hesse.influence.run import RunFolder, open_folder
 from hesse.io import atomic_write_bytes, check_file, load_tensors, open_array
 
@@ -106,18 +107,18 @@ class Scores:
 
     @property
     def layers(self) -> np.ndarray | None:
-        """Scores before the sum over layers, (Q, R, L), or None if not asked for; they sum to the unrefined ones."""
+        """Scores before the sum over layers, (Q, R, L), or None if not asked for; they sum to ``values``."""
         if not self.state["per_layer"]:
             return None
         out = np.zeros((len(self.query_ids), len(self.train_ids), len(self.layer_names)), dtype=self.values.dtype)
         columns = self._columns
         for first, part in self._parts():
-            layers = self._by_query(part["layers"].numpy())
+            layers = self._by_query(self._refined_layers(part["layers"].numpy(), first))
             np.add.at(out.swapaxes(0, 1), columns[first : first + layers.shape[1]], layers.swapaxes(0, 1))
         return out
 
     def layer_terms(self, query: int | str, row: str) -> np.ndarray | None:
-        """Read the terms of one score, a layer each; they sum to the unrefined score.
+        """Read the terms of one score, a layer each; they sum to the score.
 
         Parameters
         ----------
@@ -139,9 +140,9 @@ class Scores:
         if not self.state["per_layer"]:
             return None
         number, column = self._query(query), self._place(row, self.row_places, "row")
-        shards = [self._shard(int(place)) for place in np.flatnonzero(self._columns == column)]
-        terms = [self._by_query(part["layers"][:, place].numpy())[number] for place, part in shards]
-        return np.sum(terms, axis=0)
+        scored = self._scored(number)
+        places = np.flatnonzero(self._columns == column).tolist()
+        return np.sum([self._layers_of(target, place) for target in scored for place in places], axis=0)
 
     def targets(self, query: int | str) -> list[int] | None:
         """Name the tokens of a query whose log-probabilities add up to the measurement, where each was scored.
@@ -189,7 +190,7 @@ class Scores:
         return open_array(self.run.path / relative, self.run.entry(relative))[places]
 
     def pairs(self, query: int | str, sequence_id: str) -> np.ndarray | None:
-        """Read the terms of one score, one a token of the query and of the sequence; they sum to the unrefined score.
+        """Read the terms of one score, one a token of the query and of the sequence; they sum to the score.
 
         Parameters
         ----------
@@ -209,11 +210,11 @@ class Scores:
         ArgumentError
             If the query or the sequence is unknown.
         """
-        places, terms = self._places_of(query), self._terms(sequence_id)
-        return None if places is None or terms is None else terms[places]
+        places = self._places_of(query)
+        return None if places is None else self._terms(places.tolist(), sequence_id)
 
     def tokens(self, query: int | str, sequence_id: str) -> np.ndarray | None:
-        """Read the terms of one score, a token each; they sum to the unrefined score.
+        """Read the terms of one score, a token each; they sum to the score.
 
         The value at a position is the effect of the update made *at* that position of the network, which receives loss
         gradients from later tokens through attention; it is not "training on predicting that token".
@@ -235,8 +236,8 @@ class Scores:
         ArgumentError
             If the query or the sequence is unknown.
         """
-        terms = self._terms(sequence_id)
-        return None if terms is None else self._by_query(terms)[self._query(query)]
+        terms = self._terms(self._scored(self._query(query)), sequence_id)
+        return None if terms is None else terms.sum(0)
 
     def topk(self, query: int | str, k: int, sign: int = 1, *, target: int | None = None) -> list[Ranked]:
         """List the strongest proponents (sign +1) or opponents (-1) of a query, strongest first.
@@ -415,12 +416,48 @@ class Scores:
         # what was scored, (P, ...), summed to queries, (Q, ...)
         return terms if self._query_of_target is None else sum_rows(terms, self._query_of_target, len(self.query_ids))
 
-    def _terms(self, sequence_id: str) -> np.ndarray | None:
+    def _scored(self, number: int) -> list[int]:
+        # what was scored for a query: itself, or each of its targets
+        places = self._places_of(number)
+        return [number] if places is None else places.tolist()
+
+    def _terms(self, scored: list[int], sequence_id: str) -> np.ndarray | None:
+        # (P, T)
         if not self.state["per_token"]:
             return None
-        place, part = self._shard(self._place(sequence_id, self._sequence_places, "sequence_id"))
-        start, end = (int(part["offsets"][place + i]) for i in (0, 1))
-        return part["tokens"][:, start:end].numpy()
+        place = self._place(sequence_id, self._sequence_places, "sequence_id")
+        inside, part = self._shard(place)
+        start, end = part["offsets"][inside : inside + 2].tolist()
+        terms = part["tokens"][scored, start:end].numpy()
+        for row, target in enumerate(scored):
+            exact = self._refined(target)
+            if (at := place_of(exact, place)) is not None:
+                terms[row] = exact["tokens"][exact["offsets"][at] : exact["offsets"][at + 1]].numpy()
+        return terms
+
+    def _layers_of(self, target: int, place: int) -> np.ndarray:
+        # (L,) of one sequence
+        exact = self._refined(target)
+        if (at := place_of(exact, place)) is not None:
+            return exact["layers"][at].numpy()
+        inside, part = self._shard(place)
+        return part["layers"][target, inside].numpy()
+
+    def _refined_layers(self, layers: np.ndarray, first: int) -> np.ndarray:
+        # of the sequences from number ``first`` on, with those of refined scores in place
+        layers = layers.copy()
+        for target, terms in enumerate(layers):
+            exact = self._refined(target)
+            if exact:
+                numbers = exact["numbers"].numpy()
+                here = slice(*np.searchsorted(numbers, [first, first + len(terms)]))
+                terms[numbers[here] - first] = exact["layers"][here].numpy()
+        return layers
+
+    def _refined(self, target: int) -> dict[str, torch.Tensor]:
+        # terms of the refined scores of what was scored as number ``target``; empty if none are kept
+        relative = refined_file(self.folder, target)
+        return self._tensors(relative) if relative in self.run.manifest.files else {}
 
     def _shard(self, place: int) -> tuple[int, dict[str, torch.Tensor]]:
         # where in its shard a sequence lies, and the shard, whose tensors are views of its file
@@ -448,7 +485,9 @@ class Scores:
         return set()
 
     def _load(self, first: int) -> dict[str, torch.Tensor]:
-        relative = f"{self.folder}/part-{first:09d}.safetensors"
+        return self._tensors(f"{self.folder}/part-{first:09d}.safetensors")
+
+    def _tensors(self, relative: str) -> dict[str, torch.Tensor]:
         known = relative in self._compared
         tensors = load_tensors(self.run.path / relative, None if known else self.run.entry(relative))
         self._compared.add(relative)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from hesse.curvature.layers import TrackedLayer
+from hesse.curvature.stored_weights import floating_dtype
 from hesse.errors import ArgumentError, ArtifactError, MemoryLimitError
 from hesse.influence.checks import of_kind, one_of
 from hesse.influence.contraction import check_rank
@@ -102,7 +103,7 @@ def check_blocks(layers: Mapping[str, TrackedLayer], strategy: str, blocks: int)
 
 
 def check_team(team: Team, model: nn.Module, solver: Solver | None) -> None:
-    """Refuse a model in shards that nobody shares, and a solve that several processes would share.
+    """Refuse a model in shards that nobody shares, or whose curvature a solver would multiply with.
 
     Parameters
     ----------
@@ -123,10 +124,10 @@ def check_team(team: Team, model: nn.Module, solver: Solver | None) -> None:
             "team: the model's parameters are in shards (fully_shard), so its processes must run it together; pass "
             "team= from hesse.influence.join_team() on each of them"
         )
-    if team.size > 1 and solver is not None:
+    if solver is not None and is_sharded(model):
         raise ArgumentError(
-            f"team: {type(solver).__name__} solves in one process; leave out team=, or use one of the "
-            f"strategies {', '.join(FACTORS)}"
+            f"strategy: {type(solver).__name__} differentiates through whole parameters, and this model's are in "
+            f"shards (fully_shard); use one of the strategies {', '.join(FACTORS)}, or a model that is not sharded"
         )
 
 
@@ -200,7 +201,7 @@ def check_refining(run_pass: Pass, settings: ScoreSettings) -> None:
     MemoryLimitError
         If not even one query at full rank would fit.
     """
-    dtype = next(run_pass.model.parameters()).dtype
+    dtype = floating_dtype(run_pass.model)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     if dtype != wide and is_sharded(run_pass.model):
         raise ArgumentError(

@@ -98,7 +98,8 @@ class KFAC(ClosureOptimizer):
     shared weights count positions as independent (the "expand" setting). Statistics are those of this process: with
     DistributedDataParallel every rank has factors of its own. "empirical" needs an unscaled loss (no GradScaler) and
     one backward pass a forward pass. A step raises NumericalError for NaN or Inf in a gradient or factor, and
-    ArgumentError for a layer with a gradient whose module was not called with gradients enabled: nothing has moved then.
+    ArgumentError for a layer with a gradient whose module was not called with gradients enabled; nothing has moved
+    then.
 
     References
     ----------

@@ -7,6 +7,7 @@ from torch import nn
 from benchmarks.compress._hesso_cases import F64
 from hesse.compress.graph import DependencyGraph
 from hesse.compress.hesso import CRIC, HESSO
+from hesse.compress.hesso.cric import marginal_losses
 from hesse.errors import ArgumentError, NumericalError
 from tests.compress.hesso.test_optimizer import BASES, data, plain_net, train
 
@@ -32,7 +33,7 @@ def test_training_goes_on_from_where_the_cycle_began():
     assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), twin.state_dict().values(), strict=True))
     for p, q in zip(net.parameters(), twin.parameters(), strict=True):
         assert torch.equal(optimizer.state[p]["momentum_buffer"], plain.state[q]["momentum_buffer"])
-    probes, sampling = 3, 4
+    probes, sampling = 4, 4
     assert 3 + 1 + probes + sampling <= step <= 3 + 1 + probes + 3 * sampling
 
 
@@ -55,12 +56,12 @@ def test_one_cycle_averages_its_scores():
     for t in range(3):
         plain.zero_grad()
         nn.functional.cross_entropy(twin(x[_rows(t + 1)]), y[_rows(t + 1)]).backward()
+        scores.append(plain.score())
         plain.base.step()
         for axis, p in other.producers():
             places = chosen[axis.groups]
             with torch.no_grad():
                 p[places] *= (2 - t) / (3 - t)
-        scores.append(plain.score())
     torch.testing.assert_close(settled, torch.stack(scores).mean(0), rtol=1e-12, atol=0)
 
 
@@ -68,20 +69,48 @@ def _rows(step):
     return torch.randint(40, (8,), generator=torch.Generator().manual_seed(1000 + step))
 
 
-def test_probes_raise_the_scores_of_families_that_matter():
-    """Oracle: by hand: the loss with a part of a family at zero, over the loss before, over the family's size."""
+def probed(loss_term):
+    """Scores settled with the losses 2, then 3 4 5 and 6 6 12 for the families' trials, and those without a term."""
     net = plain_net()
     graph = DependencyGraph(net, data()[0])
-    optimizer = HESSO(graph, torch.optim.SGD(net.parameters(), lr=0.0), 0.5, 0, 2, 1, cric=CRIC(1, 1))
+    cric = CRIC(1, 1, trial_sparsities=(0.25, 0.5, 0.75), loss_term=loss_term)
+    optimizer = HESSO(graph, torch.optim.SGD(net.parameters(), lr=0.0), 0.5, 0, 2, 1, cric=cric)
     losses = [2.0, 3.0, 4.0, 5.0, 6.0, 6.0, 12.0]  # before, then three of each family
     x = data()[0]
     for loss in (*losses, 1.0):
         optimizer.zero_grad()
         net(x).square().sum().backward()
         optimizer.step(loss=loss)
-    raw = optimizer._cric._score_sum
-    wanted = torch.tensor([2.0 / 12, 4.0 / 8], dtype=F64)[graph.family_of]
-    torch.testing.assert_close(optimizer._settled - raw, wanted)
+    return optimizer._settled, optimizer._cric._score_sum, graph.family_of
+
+
+def test_by_the_published_rule_families_that_matter_keep_their_groups():
+    """Oracle: by hand: the loss with a part of a family at zero, over the loss before, over the family's size."""
+    settled, raw, family_of = probed("family")
+    wanted = torch.tensor([2.0 / 12, 4.0 / 8], dtype=F64)[family_of]
+    torch.testing.assert_close(settled - raw, wanted)
+
+
+def test_each_group_bears_what_its_stretch_of_the_family_adds():
+    """Oracle: by hand: rises of 1/2 for each 3 of 12 groups; of 2, 0, 3 for each 2 of 8. With lr = 0 scores are one."""
+    settled, raw, family_of = probed("marginal")
+    each = {0: [0.5 / 3] * 12, 1: [1.0] * 2 + [0.0] * 2 + [1.5] * 4}
+    wanted = torch.zeros_like(raw)
+    for family, values in each.items():
+        members = (family_of == family).nonzero().squeeze(1)
+        wanted[members[torch.argsort(raw[members])]] = torch.tensor(values, dtype=F64)
+    torch.testing.assert_close(settled - raw, wanted / wanted.norm())
+
+
+def test_a_falling_loss_and_stretches_without_a_group_cost_nothing():
+    """Oracle: by hand, for families of 2 and 1: half of one group is none, and the loss falls before it rises."""
+    found = marginal_losses(
+        torch.tensor([3.0, 1.0, 2.0]),
+        torch.tensor([[0.5, 4.0, 5.0], [7.0, 8.0, 9.0]]),
+        torch.tensor([0, 0, 1]),
+        (0.2, 0.5, 0.75),
+    )
+    torch.testing.assert_close(found, torch.tensor([3.0, 3.0, 0.0], dtype=F64))
 
 
 def test_the_loss_is_asked_for():
@@ -103,7 +132,7 @@ def test_the_loss_is_asked_for():
         loss.backward()
         return loss
 
-    for _ in range(13):
+    for _ in range(15):
         optimizer.step(closure)
     assert optimizer.sparsity == 0.5
 
@@ -115,6 +144,8 @@ def test_the_loss_is_asked_for():
         {"max_cycles": 0},
         {"tolerance": -1},
         {"trial_sparsities": (0.5, 1.0)},
+        {"trial_sparsities": (0.5, 0.25)},
+        {"loss_term": "mean"},
         {"loss_weight": -1.0},
         {"loss_weight": float("nan")},
     ],

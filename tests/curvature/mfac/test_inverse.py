@@ -78,6 +78,10 @@ def test_entries_and_combinations(block_size, mode):
     torch.testing.assert_close(
         operator.inverse_of_combination(c[:, 0]), inverse @ grads.mT @ c[:, 0], rtol=1e-9, atol=1e-9
     )
+    size = block_size or 12
+    own = torch.randn(-(-12 // size), 5, 3, generator=seeded(3), dtype=F64)  # of every block
+    wanted = torch.cat([grads.mT[i * size : (i + 1) * size] @ piece for i, piece in enumerate(own)])
+    torch.testing.assert_close(operator.inverse_of_combination(own), inverse @ wanted, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("block_size", [None, 5])
@@ -277,3 +281,5 @@ def test_bad_input_is_refused():
         operator.sample(0)
     with pytest.raises(ShapeError, match="coefficients"):
         operator.inverse_of_combination(torch.ones(4, dtype=F64))
+    with pytest.raises(ShapeError, match="coefficients"):
+        operator.inverse_of_combination(torch.ones(13, 5, 2, dtype=F64))

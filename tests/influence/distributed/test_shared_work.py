@@ -16,6 +16,7 @@ from hesse.influence.distributed import ALONE, Team, is_sharded, whole_tensors
 from hesse.influence.engine import Influence
 from hesse.influence.run import open_folder
 from hesse.influence.scores import open_scores
+from hesse.influence.solvers import CG, PCG, LiSSA
 from hesse.io import calls, hash_tensors, verify_run
 from tests.influence._tiny import gpt2
 
@@ -152,14 +153,68 @@ def test_other_data_on_a_rank_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_solver_is_refused(tmp_path):
-    """Oracle: the message; its products run in one process."""
+SOLVED = {
+    "pcg": (PCG(steps=4), {"rank": None, "per_query_token": True}),
+    "pcg, refined": (PCG(steps=4), {"rank": 4, "refine_topk": 3}),
+    "cg": (CG(steps=5), {"rank": 4, "top_k": 4}),
+    "lissa": (LiSSA(steps=6, batch_size=5), {"rank": None}),
+}
+
+
+@pytest.mark.parametrize("case", SOLVED)
+def test_solved_scores_are_those_of_one_process(case, tmp_path):
+    """Oracle: one process, to 1e-10 in float64: scores, residuals, products; three queries dealt to two ranks."""
+    strategy, question = SOLVED[case]
+    options = {"strategy": strategy, "damping": 1.0}
+    work(ALONE, tmp_path / "one", options, question, count=10)
+    finish_ranks(2, lambda team: work(team, tmp_path / "two", options, question, count=10))
+    assert verify_run(tmp_path / "two") == []
+    one, two = open_scores(tmp_path / "one"), open_scores(tmp_path / "two")
+    if case == "cg":
+        for query in range(3):
+            a, b = one.topk(query, 4), two.topk(query, 4)
+            assert [row.id for row in a] == [row.id for row in b]
+            np.testing.assert_allclose([row.score for row in a], [row.score for row in b], rtol=1e-9)
+    else:
+        assert relative_difference(np.array(two.values), np.array(one.values)) <= 1e-10
+    np.testing.assert_allclose(two.state["residual"], one.state["residual"], rtol=1e-8)
+    solved = [list(pair) for pair in two.state["solved"]]
+    assert len(solved) > len(one.state["solved"]) == 1
+    assert [pair[0] for pair in solved[1:]] == [pair[1] for pair in solved[:-1]]  # one after the other, all of them
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_solves_go_on_with_another_number_of_ranks(before, after, tmp_path):
+    """Oracle: one uninterrupted process, to 1e-10; what was solved before the death is not solved again."""
+    options, question = {"strategy": CG(steps=5), "damping": 1.0}, {"rank": None, "query_memory": 400_000}
+    work(ALONE, tmp_path / "whole", options, question, count=10)
+    whole = open_scores(tmp_path / "whole")
+    assert len(whole.state["solved"]) == 3  # a query at a time: more would take more than query_memory
+    folder = tmp_path / "run"
+    work(ALONE, folder, options, {"rank": 2, "refine_topk": 0}, count=10)  # so that the fit is there
+    task = partial(work, folder=folder, options=options, question=question, count=10)
+    with ranks_started(before, lambda team: dying(partial(task, team), 1)) as (pids, _):
+        os.waitpid(pids[0], 0)
+    begun = [stage for name, stage in open_folder(folder).manifest.stages.items() if name.startswith("score:")]
+    assert [len(stage["solved"]) for stage in begun if not stage["done"]] == [before]
+    finish_ranks(after, task)
+    assert verify_run(folder) == []
+    found = open_scores(folder)
+    assert relative_difference(np.array(found.values), np.array(whole.values)) <= 1e-10
+    assert len(found.state["residual"]) == 3
+
+
+@pytest.mark.parametrize("strategy", [PCG(steps=4), LiSSA(steps=6, batch_size=5)])
+def test_solved_self_influence(strategy, tmp_path):
+    """Oracle: one process, to 1e-10; every rank gets all of it. 22 sequences are two units."""
+    options = {"strategy": strategy, "damping": 1.0}
+    influence, data = Influence(tiny_model(F64), modules=TRACKED, **options), tiny_sequences(22)
+    influence.fit(data, tmp_path / "run", **STEPS)
+    wanted = influence.self_influence(data, tmp_path / "run", progress=False)
 
     def task(team: Team) -> None:
-        with pytest.raises(ArgumentError, match="team: PCG solves in one process"):
-            Influence(tiny_model(F64), modules=TRACKED, strategy="pcg").fit(
-                tiny_sequences(22), tmp_path / "run", team=team, **STEPS
-            )
+        found = influence.self_influence(data, tmp_path / "run", progress=False, team=team)
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=0)
 
     finish_ranks(2, task)
 
@@ -194,6 +249,8 @@ def test_a_model_in_shards(count, tmp_path):
         assert hash_tensors(whole_tensors(model)) == hash_tensors(whole_tensors(gpt2(layers=2)))
         with pytest.raises(ArgumentError, match=r"team: the model's parameters are in shards"):
             Influence(model).fit(rows, tmp_path / "none", **STEPS)
+        with pytest.raises(ArgumentError, match=r"strategy: PCG differentiates .* in shards"):
+            Influence(model, strategy="pcg").fit(rows, tmp_path / "none", team=team, **STEPS)
 
     finish_ranks(2, task)
     one, two = (np.array(open_scores(tmp_path / name).values) for name in ("one", "two"))

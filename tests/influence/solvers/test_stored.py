@@ -246,5 +246,5 @@ def test_strategies_that_are_neither_name_nor_options(tmp_path):
     """Oracle: the message names the argument and what it takes."""
     with pytest.raises(ArgumentError, match=r"strategy: expected one of ekfac, .*lissa, got 'bfgs'"):
         Influence(classifier(), strategy="bfgs", loss=ClassificationLoss())
-    with pytest.raises(TypeError, match="strategy: expected text, PCG, CG or LiSSA"):
+    with pytest.raises(TypeError, match="strategy: expected text, PCG, CG, LiSSA or Source"):
         Influence(classifier(), strategy=3, loss=ClassificationLoss())

@@ -37,15 +37,17 @@ def names(tmp_path, monkeypatch):
 
 
 def test_own_loop_and_questions(names, capsys):
-    """Oracle: the weights that the loop of the page ended in, and the names of its data."""
-    execute(names, "import Recorder", "import replay", "import magic, source")
+    """Oracle: the weights that the loop of the page ended in, the names of its data; one score made in two ways."""
+    execute(names, "import Recorder", "import replay", "import magic, source", "strategy=Source")
     lines = capsys.readouterr().out.splitlines()
     assert "24 steps, weights at 0, 4, 8, 12, 16, 20, 24" in lines[0]
     assert float(lines[1]) < 1e-4
     for scores in (names["exact"], names["by_segments"]):
         assert scores.train_ids == [row["id"] for row in names["train"]]
         assert scores.values.shape == (2, 8)
-    assert len(lines) == 4
+    assert len(lines) == 5
+    found, wanted = torch.tensor(names["scores"].values), names["by_segments"].values.float()
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4 * float(wanted.abs().max()))
 
 
 @pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")  # the Trainer asks for it, GPU or not
@@ -82,4 +84,4 @@ def test_lightning(names):
 
 def test_every_block_is_run():
     """Oracle: the page itself."""
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 6

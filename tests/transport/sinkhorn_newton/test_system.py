@@ -2,6 +2,7 @@
 
 import torch
 
+from hesse.linalg import Diagonal, cg
 from hesse.transport import newton_system
 
 
@@ -43,3 +44,23 @@ def test_solve_equals_dense_solve():
         torch.cat([du[0], dv[0]]), torch.linalg.solve(dense(plan[0], 30), rhs), rtol=1e-8, atol=0
     )
     assert 0 < steps <= 20
+
+
+def test_jacobi_takes_the_better_diagonal():
+    """Oracle: CG's own count of steps with either diagonal, on a spread-out plan and on a near-matching, one batch."""
+    generator = torch.Generator().manual_seed(2)
+    spread = 1 + torch.rand(40, 40, generator=generator, dtype=torch.float64)
+    matching = torch.eye(40, dtype=torch.float64) + 1e-6 * spread**8
+    plans = torch.stack([spread / spread.sum(), matching / matching.sum()])
+    system = newton_system(plans, torch.tensor([1600, 1600]))
+    assert torch.equal(system.jacobi()[0], system.column_sums[0])
+    assert torch.equal(system.jacobi()[1], system.reduced_diagonal()[1])
+    rhs = torch.randn(40, 1, generator=generator, dtype=torch.float64)
+    rhs -= rhs.mean()
+    for k, worse in ((0, system.reduced_diagonal()[0]), (1, system.column_sums[1])):
+        alone = newton_system(plans[k : k + 1], torch.tensor([1600]))
+        steps = [
+            cg(alone.reduced(), rhs, preconditioner=Diagonal(1 / d, is_psd=True), rtol=1e-8, max_steps=500).num_steps
+            for d in (alone.jacobi()[0], worse)
+        ]
+        assert steps[0] <= steps[1]

@@ -20,6 +20,7 @@ from hesse.bilevel.problem import BilevelProblem
 from hesse.bilevel.tree import Tree
 from hesse.errors import ArgumentError, ShapeError
 from hesse.linalg._arguments import at_least
+from hesse.linalg._small_lstsq import small_lstsq
 from hesse.linalg.basic import FunctionOperator
 from hesse.linalg.projections import Box
 from hesse.linalg.solvers.minres import minres
@@ -185,9 +186,7 @@ def _binding(
 
     across, columns = _jacobians(problem, binding, x, y)
     gradient = Oracle(problem).lower_gradient(x, y, batch)
-    multipliers = -torch.linalg.lstsq(
-        columns, gradient[:, None], driver="gelsd" if y.device.type == "cpu" else None
-    ).solution[:, 0]
+    multipliers = -small_lstsq(columns, gradient[:, None])[:, 0]
 
     def lagrangian(x_tree: Tree, y_tree: Tree, held: Any) -> Tensor:
         return problem.lower(x_tree, y_tree, held) + multipliers @ binding(x_tree, y_tree)

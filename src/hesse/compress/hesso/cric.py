@@ -2,7 +2,8 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +15,9 @@ from hesse.errors import ArgumentError, NumericalError
 if TYPE_CHECKING:
     from hesse.compress.hesso.optimizer import HESSO
 
-__all__ = ["CRIC", "CricRun"]
+__all__ = ["CRIC", "CricRun", "marginal_losses"]
+
+LossTerm = Literal["marginal", "family"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +37,16 @@ class CRIC:
         Cycles at most.
     tolerance : int, default 0
         A cycle that finds no more new groups than this is the last.
-    trial_sparsities : tuple of float, default (0.25, 0.5, 0.75)
-        Parts of a family zeroed in turn; each costs one step without training.
+    trial_sparsities : tuple of float, default (0.25, 0.5, 0.75, 0.9)
+        Parts of a family zeroed in turn, rising; each costs one step without training. Published: the first three,
+        which say nothing about what the last groups of a family are worth.
     loss_weight : float, default 1.0
-        Weight of the family's mean relative loss under these trials, divided by the size of the family, in the score.
+        Weight of what these trials tell, in the score.
+    loss_term : {"marginal", "family"}, default "marginal"
+        "marginal": a group bears its share of the loss that its own stretch of the family adds, see `marginal_losses`,
+        divided by the L2 norm over all groups as the criteria are. "family", the published rule: all groups of a family
+        bear its mean relative loss over its size, as it is. Where the loss before is small, that is far larger than the
+        criteria; families are then emptied one after the other.
 
     Raises
     ------
@@ -48,17 +57,21 @@ class CRIC:
     sampling_steps: int = 20
     max_cycles: int = 10
     tolerance: int = 0
-    trial_sparsities: tuple[float, ...] = (0.25, 0.5, 0.75)
+    trial_sparsities: tuple[float, ...] = (0.25, 0.5, 0.75, 0.9)
     loss_weight: float = 1.0
+    loss_term: LossTerm = "marginal"
 
     def __post_init__(self) -> None:
         for name, low in (("sampling_steps", 1), ("max_cycles", 1), ("tolerance", 0)):
             if getattr(self, name) < low:
                 raise ArgumentError(f"CRIC: expected {name} >= {low}, got {getattr(self, name)}")
-        if not all(0 < share < 1 for share in self.trial_sparsities):
-            raise ArgumentError(f"CRIC: expected trial_sparsities between 0 and 1, got {self.trial_sparsities}")
+        shares = (0, *self.trial_sparsities, 1)
+        if not all(low < high for low, high in pairwise(shares)):
+            raise ArgumentError(f"CRIC: expected rising trial_sparsities in (0, 1), got {self.trial_sparsities}")
         if not (self.loss_weight >= 0 and math.isfinite(self.loss_weight)):
             raise ArgumentError(f"CRIC: expected loss_weight >= 0, got {self.loss_weight}")
+        if self.loss_term not in ("marginal", "family"):
+            raise ArgumentError(f'CRIC: loss_term must be "marginal" or "family", got {self.loss_term!r}')
 
 
 class CricRun:
@@ -80,7 +93,7 @@ class CricRun:
         self._saved: dict[str, Tensor] = {}
         self._first_loss = 0.0
         self._probed = -1  # probes whose loss is known; -1: not begun
-        self._ratios = torch.zeros(families, dtype=torch.float64)
+        self._ratios = torch.zeros(families, len(options.trial_sparsities), dtype=torch.float64)
         self._first_scores = self._score_sum = torch.zeros(graph.num_groups)
         self._num_scores = 0
         self._cycle = self._sampled = 0
@@ -122,10 +135,9 @@ class CricRun:
             self._first_scores = self._optimizer.score()
             self._save()
         else:
-            family, _ = self._probes[self._probed]
             # a loss that overflows is as bad as can be; 1e6 keeps the scores finite
             ratio = min(value / self._first_loss, 1e6) if math.isfinite(value) else 1e6
-            self._ratios[family] += ratio / len(self.options.trial_sparsities)
+            self._ratios.view(-1)[self._probed] = ratio
             self._restore()
         self._probed += 1
         if self._probed < len(self._probes):
@@ -153,11 +165,11 @@ class CricRun:
 
     def _sample(self) -> Tensor | None:
         optimizer, steps = self._optimizer, self.options.sampling_steps
+        scores = optimizer.score()  # before the step: weights and gradients of the same point
         optimizer.base.step()
         left = steps - self._sampled
         slices = GroupSlices(optimizer.graph, self._trial)
         slices.scale_((left - 1) / left)
-        scores = optimizer.score()
         self._score_sum = scores.clone() if self._num_scores == 0 else self._score_sum + scores
         self._num_scores += 1
         self._next |= self._lowest(scores) & ~self._trial & ~self._history
@@ -173,9 +185,15 @@ class CricRun:
 
     def _final_scores(self) -> Tensor:
         mean = self._score_sum / self._num_scores
+        if self._ratios.numel() == 0:
+            return mean
         family_of = self._optimizer.graph.family_of
-        penalty = self._ratios / torch.bincount(family_of, minlength=len(self._ratios))
-        return mean + self.options.loss_weight * penalty[family_of].to(mean)
+        if self.options.loss_term == "family":
+            term = (self._ratios.mean(1) / torch.bincount(family_of, minlength=len(self._ratios)))[family_of]
+        else:
+            term = marginal_losses(self._first_scores, self._ratios, family_of, self.options.trial_sparsities)
+            term = term / (torch.linalg.vector_norm(term) + 1e-8)
+        return mean + self.options.loss_weight * term.to(mean)
 
     def _live(self) -> dict[str, Tensor]:
         # all that training changes: parameters, buffers and the wrapped optimiser's tensors
@@ -225,6 +243,44 @@ class CricRun:
             setattr(self, name, value.to(device, copy=True) if isinstance(value, Tensor) else value)
         self._ratios = self._ratios.cpu()
         self._saved = {name: tensor.to(device, copy=True) for name, tensor in state["_saved"].items()}
+
+
+def marginal_losses(scores: Tensor, ratios: Tensor, family_of: Tensor, trial_sparsities: tuple[float, ...]) -> Tensor:
+    """Share the rise of the loss out among the groups of each stretch of a family that is zeroed from the lowest score.
+
+    With trials at k_0 = 0 < k_1 < ... of a family's groups and relative losses 1 = r_0, r_1, ..., made not to fall:
+    groups from k_(j-1) to k_j in the order of scores bear (r_j - r_(j-1)) / (k_j - k_(j-1)) each; those beyond the last
+    trial bear as much as the stretch before.
+
+    Parameters
+    ----------
+    scores : Tensor, shape (G,)
+        By which the trials zeroed groups, lowest first.
+    ratios : Tensor, shape (F, T)
+        Loss under each trial over the loss before.
+    family_of : Tensor, shape (G,)
+        Family of every group.
+    trial_sparsities : tuple of float
+        T parts of a family, rising; as many groups are meant as fit in whole.
+
+    Returns
+    -------
+    Tensor, shape (G,)
+        float64, on the CPU, none negative. Their sum over the groups up to the last trial is its rise of the loss.
+    """
+    found = torch.zeros(len(scores), dtype=torch.float64)
+    for family, row in enumerate(ratios.tolist()):
+        members = (family_of == family).nonzero().squeeze(1).cpu()
+        order = members[torch.argsort(scores.cpu()[members], stable=True)]
+        last, ratio, each = 0, 1.0, 0.0
+        for share, value in zip(trial_sparsities, row, strict=True):
+            count, high = math.floor(share * len(members)), max(ratio, value)
+            if count > last:
+                each = (high - ratio) / (count - last)
+                found[order[last:count]] = each
+                last, ratio = count, high
+        found[order[last:]] = each
+    return found
 
 
 _NUMBERS = ("_first_loss", "_probed", "_num_scores", "_cycle", "_sampled")

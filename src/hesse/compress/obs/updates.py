@@ -141,16 +141,31 @@ def joint_update(grads: Tensor, weights: Tensor, dropped: Tensor, damping: float
         Woodbury's identity on the weights that stay, O(D m²), takes the place of a solve with [F⁻¹]_QQ.
     """
     m, d = grads.shape
+    size = min(block_size or d, d)
     delta = torch.where(dropped, -weights, 0).to(torch.promote_types(grads.dtype, torch.float32))
-    for start in range(0, d, block_size or d):
-        block = slice(start, start + (block_size or d))
-        stays = ~dropped[block]
-        if not bool(stays.any()) or bool(stays.all()):
+    step = max(1, _CHUNK // (m * size)) * size  # whole blocks, a few at a time
+    for start in range(0, d, step):
+        chunk = slice(start, start + step)
+        rows, gone, w = grads[:, chunk], dropped[chunk], weights[chunk]
+        if bool(gone.all()):
             continue
-        rows = grads[:, block]
-        c = rows[:, ~stays].double() @ weights[block][~stays].double() / m
-        delta[block][stays] = MFACInverse(rows[:, stays], damping).inverse_of_combination(c).to(delta.dtype)
+        kept = torch.where(gone, 0, rows)  # a column of zeros has no part in K, and no update
+        c_BM1 = _by_block(torch.where(gone, rows, 0), w, size) / m
+        made_up = MFACInverse(kept, damping, size).inverse_of_combination(c_BM1.unsqueeze(-1)).squeeze(-1)
+        delta[chunk] = torch.where(gone, delta[chunk], made_up.to(delta.dtype))
     return delta
+
+
+_CHUNK = 2**24  # entries of G that are worked on at a time, unless a block has more
+
+
+def _by_block(rows: Tensor, w: Tensor, size: int) -> Tensor:
+    # (B, m): products of every block of columns with its piece of w, in float64
+    short = -rows.shape[1] % size
+    wide_MBS = torch.nn.functional.pad(rows, (0, short)).double().unflatten(1, (-1, size))
+    return torch.einsum(
+        "mbs,bs->bm", wide_MBS, torch.nn.functional.pad(w, (0, short)).double().unflatten(0, (-1, size))
+    )
 
 
 @torch.no_grad()

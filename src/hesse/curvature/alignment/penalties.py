@@ -94,7 +94,8 @@ def hgp_penalty(
         Weight of the gradient; the paper searches 10^U(-3, -1).
     detach_mean : bool, default True
         Hold H̄ ḡ fixed in the backward pass, as the paper's DomainBed code does; its Colored MNIST code does not. (For
-        ḡ it makes no difference: deviations from a mean sum to zero.)
+        ḡ it makes no difference: deviations from a mean sum to zero.) With large weights take False: with the mean held
+        fixed a step need not lower R, and where frequencies of labels differ between domains training diverges.
     loss : str or callable, default "cross_entropy"
         "cross_entropy", "binary_cross_entropy", "squared_error", or (logits, targets) -> scalar mean.
     average : callable, optional

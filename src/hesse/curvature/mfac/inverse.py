@@ -215,8 +215,8 @@ class MFACInverse(LinearOperator):
 
         Parameters
         ----------
-        coefficients : Tensor, shape (m,) or (m, k)
-            c; a unit vector picks one of the gradients.
+        coefficients : Tensor, shape (m,), (m, k) or (B, m, k)
+            c; a unit vector picks one of the gradients. With three axes every one of the B blocks has its own.
 
         Returns
         -------
@@ -229,14 +229,19 @@ class MFACInverse(LinearOperator):
         ShapeError
             If the coefficients are not m.
         """
-        if coefficients.ndim not in (1, 2) or len(coefficients) != len(self.grads):
+        m, num_blocks = len(self.grads), sum(len(factor) for factor in self.factors)
+        wanted = {1: (m,), 2: (m,), 3: (num_blocks, m)}.get(coefficients.ndim)
+        if wanted is None or coefficients.shape[: len(wanted)] != wanted:
             raise ShapeError(
-                f"MFACInverse.inverse_of_combination: expected ({len(self.grads)},) or ({len(self.grads)}, k) "
+                f"MFACInverse.inverse_of_combination: expected ({m},), ({m}, k) or ({num_blocks}, {m}, k) "
                 f"coefficients, got {tuple(coefficients.shape)}"
             )
-        c = coefficients.reshape(len(self.grads), -1).to(device=self.device, dtype=self.dtype_small)
-        found = [self._in_span(i, c.expand(len(factor), *c.shape)) for i, factor in enumerate(self.factors)]
-        return torch.cat(found).reshape(self.shape[0], *coefficients.shape[1:])
+        c = coefficients.to(device=self.device, dtype=self.dtype_small)
+        if coefficients.ndim < 3:
+            c = c.reshape(m, -1).expand(num_blocks, -1, -1)
+        pieces = c.split([len(factor) for factor in self.factors])
+        found = torch.cat([self._in_span(i, piece) for i, piece in enumerate(pieces)])
+        return found.squeeze(-1) if coefficients.ndim == 1 else found
 
     def _in_span(self, index: int, c_BMK: Tensor) -> Tensor:
         # F⁻¹Gᵀc of one part, every block with coefficients of its own

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hesse.curvature.layers import Picker
+from hesse.curvature.stored_weights import floating_dtype
 from hesse.errors import ArgumentError
 from hesse.influence.baselines.checkpoints import each_checkpoint
 from hesse.influence.examples import Examples, as_examples
@@ -119,7 +120,7 @@ def _features(
 ) -> tuple[Tensor, Tensor]:
     # φ (N, D), and the mean of 1 - p over the predicted tokens of every sequence (N,)
     parameter = next(run_pass.model.parameters())
-    wide = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+    wide = torch.float64 if floating_dtype(run_pass.model) == torch.float64 else torch.float32
     out = torch.zeros(len(examples), dimensions, dtype=wide, device=parameter.device)
     doubt = torch.zeros(len(examples), dtype=wide, device=parameter.device)
     latest: list[Tensor] = []

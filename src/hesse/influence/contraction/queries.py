@@ -1,4 +1,4 @@
-"""Preconditioned gradients of the queries as they are kept: whole, or at low rank in halves that survive bfloat16.
+"""Preconditioned gradients of the queries as they are kept: whole, or at low rank, in the dtype of the model.
 
 Shapes: B sequences, T positions, Q queries, r rank, p outputs, m columns (bias counted).
 """
@@ -65,9 +65,11 @@ QueryMatrices = DenseQueries | LowRankQueries
 def empty_queries(
     layer: TrackedLayer, count: int, rank: int | None, dtype: torch.dtype, device: torch.device
 ) -> QueryMatrices:
-    """Make room for the queries of one layer: at low rank in bfloat16, in full if the rank is no less than the matrix.
+    """Make room for the queries of one layer: at low rank, or in full if the rank is no less than the matrix.
 
-    In a float64 run the low-rank halves are float64 too.
+    The halves are kept in full precision too. In bfloat16 a last bit of a factor, which depends on the number of
+    processes that summed it, crosses a rounding here and there, and a score moves by some 2e-4 of the largest; in
+    float32 by some 1e-5. Their bytes are few beside those of everything else that scoring holds.
 
     Parameters
     ----------
@@ -91,8 +93,7 @@ def empty_queries(
     if rank is None or rank >= min(p, m):
         bias = torch.empty(count, p, dtype=dtype, device=device) if layer.has_bias else None
         return DenseQueries(torch.empty(count, p, layer.in_features, dtype=dtype, device=device), bias)
-    kept = torch.float64 if dtype == torch.float64 else torch.bfloat16
-    left, right = (torch.empty(count, n, rank, dtype=kept, device=device) for n in (p, m))
+    left, right = (torch.empty(count, n, rank, dtype=dtype, device=device) for n in (p, m))
     return LowRankQueries(left, right, torch.empty(count, dtype=torch.float32, device=device))
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 
+from hesse.curvature.stored_weights import holds_quantised, parts_of_quantised
+
 __all__ = ["is_sharded", "whole_tensors"]
 
 
@@ -15,7 +17,8 @@ class _Whole(Mapping[str, Tensor]):
     """Parameters and buffers by name, each brought together only when it is asked for, by all ranks at once."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers()), **dict(_scales(model))}
+        self._tensors = dict(part for name, tensor in tensors.items() for part in parts_of_quantised(name, tensor))
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self._tensors[name].detach()
@@ -58,6 +61,15 @@ def whole_tensors(model: nn.Module) -> Mapping[str, Tensor]:
         Detached; a sharded one is whole only while the caller holds it.
     """
     return _Whole(model)
+
+
+def _scales(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    # what a quantised layer saves beside its parameters and buffers: integers alone do not say what the weight is
+    for prefix, module in model.named_modules():
+        if next(module.children(), None) is None and holds_quantised(module):
+            for name, tensor in module.state_dict(prefix=f"{prefix}." if prefix else "").items():
+                if isinstance(tensor, Tensor):
+                    yield name, tensor
 
 
 def _is_shard(tensor: Tensor) -> bool:

@@ -15,7 +15,9 @@ from torch import nn
 from hesse.curvature.capture import BLOCK_ENTRIES
 from hesse.curvature.layers import TrackedLayer, output_embedding
 from hesse.curvature.routed import RoutedLinear
+from hesse.curvature.stored_weights import floating_dtype
 from hesse.errors import ArgumentError
+from hesse.influence.fit import sum_dtype
 from hesse.influence.plan.rates import LayerCost, MeasuredRates, Rates
 from hesse.influence.plan.workload import Plan, StagePlan, Workload
 
@@ -35,11 +37,10 @@ def rates_here(model: nn.Module) -> MeasuredRates:
     MeasuredRates
         To plan with, as often as needed.
     """
-    weight = next(model.parameters())
-    device = weight.device
+    device = next(model.parameters()).device
     if device.type == "meta":
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return MeasuredRates(weight.dtype, device)
+    return MeasuredRates(floating_dtype(model), device)
 
 
 def plan_stages(
@@ -104,7 +105,7 @@ def plan_stages(
         *(sum(getattr(one, name) * n for one, n in costs) for name in ("gram", "moment", "prepare", "score"))
     )
     length, fitted = workload.mean_length, workload.fitted / processes
-    dtype = next(model.parameters()).dtype
+    dtype = floating_dtype(model)
     size = 8 if dtype == torch.float64 else 4
     flops, held = _of_the_model(model, workload, size)
     passes = flops / rates.rate  # seconds a token, forward and dgrad
@@ -112,10 +113,11 @@ def plan_stages(
     factors, tables = size * sum(p * p + m * m for p, m in ends) // blocks, size * sum(p * m for p, m in ends)
     sequences = max(1, round(workload.batch_tokens / length))
     block = size * max(min(BLOCK_ENTRIES, sequences * p * m) for p, m in ends)  # gradients formed at a time
-    queries = _query_bytes(layers, workload, size)
+    queries = _query_bytes(layers, workload, dtype.itemsize)
     stages = []
     if strategy in ("ekfac", "kfac", "shampoo"):
-        stages.append(StagePlan("covariance", fitted * length * (passes + cost.gram), factors + held, factors))
+        sums = factors // size * sum_dtype(dtype).itemsize
+        stages.append(StagePlan("covariance", fitted * length * (passes + cost.gram), sums + held, sums))
         widest = max(max(pair) for pair in ends)
         each = [rates.eigh(-(-n // blocks)) * blocks for pair in ends for n in pair]
         eigen = max(sum(each) / processes, *each)
@@ -147,7 +149,7 @@ def _of_the_model(model: nn.Module, workload: Workload, size: int) -> tuple[floa
     ]
     flops = 4 * sum(numbers for numbers, _, _ in matrices) + 3 * _attention_flops(model, workload.mean_length)
     # what goes into and comes out of each matrix; and of the logits five copies at once
-    kept = next(model.parameters()).dtype.itemsize * sum(both for _, both, is_head in matrices if not is_head)
+    kept = floating_dtype(model).itemsize * sum(both for _, both, is_head in matrices if not is_head)
     vocabulary = getattr(getattr(model, "config", None), "vocab_size", 0)
     return flops, round(workload.batch_tokens * (kept + 5 * size * vocabulary))
 
@@ -157,10 +159,10 @@ def _query_bytes(layers: Mapping[str, TrackedLayer], workload: Workload, size: i
     for layer in layers.values():
         p, m = layer.out_features, layer.columns
         if rank is None or rank >= min(p, m):
-            total += size * p * m
+            total += p * m
         else:
-            total += (8 if size == 8 else 2) * rank * (p + m)
-    return total * workload.num_queries
+            total += rank * (p + m)
+    return total * workload.num_queries * size
 
 
 def _multiplying(model: nn.Module) -> Iterator[tuple[nn.Module, float]]:

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from hesse.curvature.stored_weights import floating_dtype
 from hesse.errors import ArgumentError
 from hesse.influence.candidates import refine
 from hesse.influence.examples import Examples
@@ -87,14 +88,14 @@ def sample_agreement(
     numbers = np.concatenate([np.arange(edges[row], edges[row + 1]) for row in picked])
     owners = np.repeat(np.arange(len(picked)), np.diff(edges)[picked])
     wanted = dict.fromkeys(range(len(queries)), numbers)
-    wide = torch.float64 if next(run_pass.model.parameters()).dtype == torch.float64 else torch.float32
+    wide = torch.float64 if floating_dtype(run_pass.model) == torch.float64 else torch.float32
     out = np.zeros(len(queries))
-    for q, _numbers, values in refine(
+    for exact in refine(
         run_pass, factors, queries, examples, wanted, total, ScoreSettings(show_progress=False), dtype=wide
     ):
         whole = np.zeros(len(picked))
-        np.add.at(whole, owners, values)
-        stored = found.values[q, picked].astype(np.float64)
+        np.add.at(whole, owners, exact.scores)
+        stored = found.values[exact.query, picked].astype(np.float64)
         spread = whole.std() * stored.std()
-        out[q] = np.mean((whole - whole.mean()) * (stored - stored.mean())) / spread if spread else np.nan
+        out[exact.query] = np.mean((whole - whole.mean()) * (stored - stored.mean())) / spread if spread else np.nan
     return out

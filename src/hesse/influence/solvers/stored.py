@@ -1,4 +1,8 @@
-"""Solved queries of one question, kept in its run as they are solved, so that a killed process solves none twice."""
+"""Solved queries of one question, kept in its run as they are solved, so that a killed process solves none twice.
+
+Of several processes each solves queries of its own with the whole training set: columns of a solve do not depend on
+each other, so nothing is exchanged on the way.
+"""
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
@@ -12,16 +16,17 @@ from hesse.curvature.scratch import Scratch
 from hesse.errors import ArgumentError, MemoryLimitError
 from hesse.influence.contraction import QueryMatrices, empty_queries, put
 from hesse.influence.corpus import open_corpus
-from hesse.influence.examples import Examples, as_examples
+from hesse.influence.distributed import ALONE, Team, contiguous
+from hesse.influence.examples import Examples, as_examples, plan_units
 from hesse.influence.factors import Factors
 from hesse.influence.gradients import stacked_gradients
 from hesse.influence.passes import Measurement, Pass
 from hesse.influence.run import RunFolder
 from hesse.influence.score import ScoreSettings
 from hesse.influence.solvers.options import Solver
-from hesse.influence.solvers.solve import solve
+from hesse.influence.solvers.solve import Solved, solve
 from hesse.influence.solvers.system import DampedGaussNewton
-from hesse.io import load_tensors, save_tensors
+from hesse.io import FileEntry, load_tensors, save_tensors
 
 __all__ = ["StoredSolver", "solved_self_scores", "training_set"]
 
@@ -67,7 +72,7 @@ class StoredSolver:
         measurement: Measurement | None = None,
         chosen: Items[int] | None = None,
     ) -> dict[str, QueryMatrices]:
-        """Solve what has not been solved yet, and keep the answers at the rank asked for.
+        """Keep the answers at the rank asked for; solve what has not been solved yet, which all processes must then do.
 
         Parameters
         ----------
@@ -87,7 +92,7 @@ class StoredSolver:
             for name, layer in run_pass.layers.items()
         }
         scratch = Scratch()
-        for first, stop in self._solve_all(queries, settings, measurement):
+        for first, stop in self.solve_all(queries, settings, measurement):
             wanted = [number for number in range(first, stop) if number in places]
             if not wanted:
                 continue
@@ -98,38 +103,63 @@ class StoredSolver:
                     put(matrices, places[number], matrix, bases=None, scratch=scratch, seed=run_pass.seed)
         return kept
 
-    def _solve_all(
-        self, queries: Examples, settings: ScoreSettings, measurement: Measurement | None
+    def solve_all(
+        self, queries: Examples, settings: ScoreSettings, measurement: Measurement | None = None
     ) -> list[tuple[int, int]]:
-        # ranges of queries whose answers lie in the run, committed one by one
-        stage = f"score:{self.folder}"
+        """Solve what has not been solved yet, a block of queries a process, and commit the blocks that were dealt out.
+
+        Parameters
+        ----------
+        queries, settings, measurement : see `prepare_queries`
+            As there. Of a team all ranks call this.
+
+        Returns
+        -------
+        list of (int, int)
+            Ranges of queries whose answers lie in the run, in order: all of them.
+
+        Raises
+        ------
+        MemoryLimitError
+            If not even one query could be solved.
+        ConvergenceError
+            If a solver breaks down; see `solve`.
+        """
+        stage, team = f"score:{self.folder}", self.run.team
         state = self.run.stage(stage) or dict(self.state)
         done: list[tuple[int, int]] = [(int(first), int(stop)) for first, stop in state.get("solved", [])]
-        step = self._queries_at_once(settings)
         start = done[-1][1] if done else 0
+        left = len(queries) - start
+        blocks = plan_units(len(queries), max(1, min(self._queries_at_once(settings), -(-left // team.size))), start)
         with progress("solves", len(queries), unit="queries", enabled=settings.show_progress) as advance:
             advance(start)
-            for first in range(start, len(queries), step):
-                stop = min(first + step, len(queries))
-                gradients = stacked_gradients(
-                    self.run_pass, queries, numbers=range(first, stop), measurement=measurement
-                )
-                if measurement is not None:  # scores are of a loss, whose gradient has the other sign
-                    gradients = {name: -stack for name, stack in gradients.items()}
-                found = solve(self.system, gradients, self.solver)
-                entry = save_tensors(
-                    self.run.path / self._file(first),
-                    {name: stack.contiguous() for name, stack in found.matrices.items()},
-                )
-                done.append((first, stop))
+            for place in range(0, len(blocks), team.size):
+                dealt = blocks[place : place + team.size]
+                files: dict[str, FileEntry] = {}
+                told: list[tuple[list[float], int]] = []  # residuals and products, of this rank's block if it has one
+                for block in dealt[team.rank : team.rank + 1]:
+                    found = self._solve(queries, block, measurement)
+                    files[self._file(block.start)] = save_tensors(
+                        self.run.path / self._file(block.start),
+                        {name: stack.contiguous() for name, stack in found.matrices.items()},
+                    )
+                    told.append((found.residual.tolist(), found.num_products))
+                done += [(block.start, block.stop) for block in dealt]
+                by_rank = [one for part in team.gather(told) for one in part]
                 state = state | {
                     "solved": [list(pair) for pair in done],
-                    "residual": [*state.get("residual", []), *found.residual.tolist()],
-                    "num_products": state.get("num_products", 0) + found.num_products,
+                    "residual": [*state.get("residual", []), *(r for residuals, _ in by_rank for r in residuals)],
+                    "num_products": state.get("num_products", 0) + sum(products for _, products in by_rank),
                 }
-                self.run.commit({stage: state}, {self._file(first): entry})
-                advance(stop - first)
+                self.run.commit({stage: state}, files)
+                advance(dealt[-1].stop - dealt[0].start)
         return done
+
+    def _solve(self, queries: Examples, block: range, measurement: Measurement | None) -> Solved:
+        gradients = stacked_gradients(self.run_pass, queries, numbers=block, measurement=measurement)
+        if measurement is not None:  # scores are of a loss, whose gradient has the other sign
+            gradients = {name: -stack for name, stack in gradients.items()}
+        return solve(self.system, gradients, self.solver)
 
     def _queries_at_once(self, settings: ScoreSettings) -> int:
         first = next(iter(self.system.tensors.values()))
@@ -188,6 +218,7 @@ def solved_self_scores(
     *,
     at_once: int = 16,
     show_progress: bool | None = None,
+    team: Team = ALONE,
 ) -> Tensor:
     """∇Lᵀ (G + λI)⁻¹ ∇L of every sequence, unscaled: one solve a sequence.
 
@@ -205,19 +236,20 @@ def solved_self_scores(
         Sequences a solve.
     show_progress : bool, optional
         Show a bar. Default: if stderr is a terminal.
+    team : Team, default alone
+        Who shares the sequences.
 
     Returns
     -------
     Tensor, shape (N,)
-        float64.
+        float64, on every process.
     """
     out = torch.zeros(len(examples), dtype=torch.float64)
     with progress("self-influence", len(examples), unit="sequences", enabled=show_progress) as advance:
-        for first in range(0, len(examples), at_once):
-            numbers = range(first, min(first + at_once, len(examples)))
+        for numbers in contiguous(plan_units(len(examples), at_once), team):
             gradients = stacked_gradients(run_pass, examples, numbers=numbers, argument="dataset")
             found = solve(system, gradients, solver).matrices
             terms = [(gradients[name] * found[name]).sum((1, 2), dtype=torch.float64) for name in gradients]
-            out[first : numbers.stop] = torch.stack(terms).sum(0).cpu()
+            out[numbers.start : numbers.stop] = torch.stack(terms).sum(0).cpu()
             advance(len(numbers))
-    return out
+    return team.sum(out)

@@ -36,6 +36,7 @@ class Checkpoints:
     model: nn.Module
     record: TrainingRecord
     current: int | None = None
+    opened: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # views of their files, compared with them once
 
     def load(self, step: int) -> None:
         """Put the weights of a step into the model, unless they are there.
@@ -53,8 +54,10 @@ class Checkpoints:
         if step == self.current:
             return
         parameters = dict(self.model.named_parameters())
+        if step not in self.opened:
+            self.opened[step] = self.record.weights(step)
         with torch.no_grad():
-            for name, value in self.record.weights(step).items():
+            for name, value in self.opened[step].items():
                 if name not in parameters or parameters[name].shape != value.shape:
                     raise ArgumentError(f"model: it has no parameter {name!r} of shape {tuple(value.shape)}")
                 parameters[name].copy_(value)

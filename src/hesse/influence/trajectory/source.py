@@ -26,6 +26,7 @@ from hesse.curvature.capture import Captured
 from hesse.curvature.ekfac import sequence_gradients
 from hesse.curvature.layers import Picker, TrackedLayer
 from hesse.curvature.scratch import Scratch
+from hesse.curvature.stored_weights import floating_dtype
 from hesse.errors import ArgumentError, ShapeError
 from hesse.influence.checks import check_supervised, check_tokens
 from hesse.influence.contraction import DenseQueries, contract
@@ -46,7 +47,16 @@ from hesse.influence.trajectory.optimizers import SGD
 from hesse.influence.trajectory.record import TrainingRecord
 from hesse.influence.trajectory.result import TrajectoryScores
 
-__all__ = ["Segment", "source", "split_segments"]
+__all__ = [
+    "Segment",
+    "check_trained",
+    "decay_of",
+    "faded",
+    "mean_tokens",
+    "settled",
+    "source",
+    "split_segments",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +220,7 @@ def source(
         moving = MovingLoss(objective, checkpoints)
         engine = ScaledInfluence(net, modules=modules, loss=moving, fisher=fisher, blocks=blocks, seed=seed)
         layers = engine.layers
-        _check_trained(layers, record)
+        check_trained(layers, record)
         engine.scales = {name: scale_of(record, stretch.checkpoints, layer) for name, layer in layers.items()}
         scales.append(engine.scales)
         fits.append(
@@ -227,8 +237,8 @@ def source(
     checkpoints.load(len(record))
     run_pass = Pass(net, objective, layers, seed)
     vectors, measured = _query_gradients(run_pass, asked, measurement)
-    per_sequence = 1.0 if record.per == "sequences" else _mean_tokens(net, objective, examples, batch_tokens)
-    decays = {name: _decay(record, name) * per_sequence for name in layers}
+    per_sequence = 1.0 if record.per == "sequences" else mean_tokens(net, objective, examples, batch_tokens)
+    decays = {name: decay_of(record, name) * per_sequence for name in layers}
     scores = torch.zeros(len(asked), len(examples), dtype=torch.float64)
     count = sum(len(stretch.checkpoints) for stretch in stretches) * len(examples)
     with progress_bar("scores", count, unit="sequences", enabled=progress) as shown:
@@ -238,8 +248,8 @@ def source(
             for name, layer in layers.items():
                 here, rest = scale[name].to(vectors[name]), (factors[name], time, decays[name])
                 inside = here.times(vectors[name])
-                prepared[name] = _dense(here.times(_settled(*rest).precondition(inside)), layer)
-                vectors[name] = here.over(_faded(*rest).precondition(inside))
+                prepared[name] = _dense(here.times(settled(*rest).precondition(inside)), layer)
+                vectors[name] = here.over(faded(*rest).precondition(inside))
             for step in stretch.checkpoints:
                 checkpoints.load(step)
                 for indices, part in _stream(run_pass, prepared, examples, batch_tokens):
@@ -248,7 +258,21 @@ def source(
     return TrajectoryScores(scores / len(examples), list(asked.ids), list(examples.ids), measured)
 
 
-def _check_trained(layers: Mapping[str, TrackedLayer], record: TrainingRecord) -> None:
+def check_trained(layers: Mapping[str, TrackedLayer], record: TrainingRecord) -> None:
+    """Refuse layers that the run did not train.
+
+    Parameters
+    ----------
+    layers : mapping of str to TrackedLayer
+        Those that are tracked.
+    record : TrainingRecord
+        With weights of the last step.
+
+    Raises
+    ------
+    ArgumentError
+        Naming the first such layer.
+    """
     trained = record.weights(len(record))
     for name in layers:
         if _weight(name) not in trained:
@@ -259,20 +283,60 @@ def _weight(layer: str) -> str:
     return f"{layer}.weight" if layer else "weight"
 
 
-def _decay(record: TrainingRecord, layer: str) -> float:
+def decay_of(record: TrainingRecord, layer: str) -> float:
+    """Look up the weight decay of a layer's matrix.
+
+    Parameters
+    ----------
+    record : TrainingRecord
+        Knows the optimizer.
+    layer : str
+        Name in the model.
+
+    Returns
+    -------
+    float
+        Added to the eigenvalues of its curvature.
+    """
     return 0.0 if _weight(layer) in record.optimizer.no_decay else record.optimizer.weight_decay
 
 
-def _settled(factor: LayerFactors, time: float, decay: float) -> LayerFactors:
-    # F(σ) = (1 - e^(-τσ)) / σ, as factors that divide by 1 / F; its limit at σ = 0 is τ
+def settled(factor: LayerFactors, time: float, decay: float) -> LayerFactors:
+    """F(σ) = (1 - e^(-τσ)) / σ, as factors that divide by 1 / F; its limit at σ = 0 is τ.
+
+    Parameters
+    ----------
+    factor : LayerFactors
+        Of a segment.
+    time : float
+        τ.
+    decay : float
+        Added to every eigenvalue.
+
+    Returns
+    -------
+    LayerFactors
+        To precondition with.
+    """
     rates = _table(factor) + decay
     limit = 1 / time if time else float("inf")
     inverse = torch.where(rates * time < 1e-12, limit, rates / -torch.expm1(-rates * time))
     return replace(factor, table=inverse, damping=0.0)
 
 
-def _faded(factor: LayerFactors, time: float, decay: float) -> LayerFactors:
-    # e^(-τσ), as factors that divide by e^(τσ)
+def faded(factor: LayerFactors, time: float, decay: float) -> LayerFactors:
+    """e^(-τσ), as factors that divide by e^(τσ).
+
+    Parameters
+    ----------
+    factor, time, decay : see `settled`
+        As there.
+
+    Returns
+    -------
+    LayerFactors
+        To precondition with.
+    """
     return replace(factor, table=torch.exp((_table(factor) + decay) * time), damping=0.0)
 
 
@@ -292,7 +356,7 @@ def _query_gradients(
 ) -> tuple[dict[str, Tensor], Tensor]:
     # gradients of -f of every query, (Q, p, m) a layer, in the dtype of the factors; and f, (Q,)
     parts: dict[str, list[Tensor]] = {name: [] for name in run_pass.layers}
-    wide = torch.float64 if next(run_pass.model.parameters()).dtype == torch.float64 else torch.float32
+    wide = torch.float64 if floating_dtype(run_pass.model) == torch.float64 else torch.float32
     sign = 1 if measurement is None else -1
     values: list[Tensor] = []
 
@@ -330,7 +394,23 @@ def _stream(
             yield indices, torch.stack(totals).sum(0)
 
 
-def _mean_tokens(model: nn.Module, loss: Loss, examples: Examples, batch_tokens: int) -> float:
+def mean_tokens(model: nn.Module, loss: Loss, examples: Examples, batch_tokens: int) -> float:
+    """Count the supervised tokens of a sequence, on average.
+
+    Parameters
+    ----------
+    model, loss : nn.Module, Loss
+        The loss says which positions count.
+    examples : Examples
+        The training set.
+    batch_tokens : int
+        Padded tokens a batch.
+
+    Returns
+    -------
+    float
+        At least 0.
+    """
     total = 0
     with torch.no_grad():
         for indices in plan_batches(examples.lengths, range(len(examples)), batch_tokens):

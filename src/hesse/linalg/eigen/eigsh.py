@@ -3,6 +3,7 @@
 Shapes: A is (N, N); K pairs asked for; P vectors in the basis.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -107,7 +108,7 @@ def eigsh(
     MemoryLimitError
         If N (2 P + 4) numbers in float64 would not fit.
     NumericalError
-        If a product has NaN or Inf.
+        If a product has NaN or Inf, or the operator is declared symmetric and is not.
 
     Notes
     -----
@@ -117,7 +118,10 @@ def eigsh(
     ----------
     K. Wu, H. Simon (2000), SIAM J. Matrix Anal. Appl. 22(2).
     """
-    operator = single_operator("eigsh", square_operator("eigsh", operator, symmetric=True))
+    # the first two products of the recurrence tell whether A is symmetric; those of an inverse do not
+    operator = single_operator(
+        "eigsh", square_operator("eigsh", operator, symmetric=True, tested=sigma is not None or state is not None)
+    )
     n = operator.shape[0]
     if not 1 <= k <= n:
         raise ArgumentError(f"eigsh: expected 1 <= k <= {n}, got {k}")
@@ -163,8 +167,12 @@ def eigsh(
     def multiply(vector: Tensor) -> Tensor:
         return apply_fn(vector.to(operator.dtype).unsqueeze(1)).squeeze(1).to(work)
 
+    unit = torch.finfo(operator.dtype).eps
+    symmetric_to = max(unit**0.75, 4 * n**0.5 * unit) if sigma is None else math.inf
     with torch.no_grad():
-        found = _thick_restart(multiply, first, k, which, precision, size, limit, generator, state, on_step)
+        found = _thick_restart(
+            multiply, first, k, which, precision, size, limit, generator, state, on_step, symmetric_to
+        )
         values, vectors, residuals, products = found.eigenvalues, found.eigenvectors, found.residuals, found.num_matvecs
         if verify or sigma is not None:
             # eigenvalues and residuals in terms of A itself, whatever the Ritz values were of
@@ -260,6 +268,7 @@ def _thick_restart(
     generator: Generator | None,
     state: ThickRestart | None,
     on_step: Callable[[ThickRestart], None] | None,
+    symmetric_to: float,
 ) -> EigenResult:
     n = start.shape[0]
     eps = torch.finfo(start.dtype).eps
@@ -287,6 +296,9 @@ def _thick_restart(
                 raise NumericalError(f"eigsh: product {products} has NaN or Inf")
             known = basis[:, : filled + 1]
             inner = known.mH @ image
+            if products == 2 and filled == 1 and float(coupling) > 0:
+                sizes = float(T[0, 0].abs() + coupling + torch.linalg.vector_norm(image))  # of A q₀ and of A q₁
+                _require_symmetric(float((inner[0] - coupling).abs()), sizes, symmetric_to)
             image = image - known @ inner
             again = known.mH @ image
             image, inner = image - known @ again, inner + again
@@ -316,6 +328,15 @@ def _thick_restart(
         T.zero_()
         T[range(kept), range(kept)] = values[:kept].to(T.dtype)
         filled, restarts = kept, restarts + 1
+
+
+def _require_symmetric(gap: float, size: float, limit: float) -> None:
+    # the gap is that of q₀ᴴAq₁ to q₁ᴴAq₀ = ‖Aq₀ - αq₀‖, for one random q₀
+    if gap > limit * size:
+        raise NumericalError(
+            f"eigsh: the operator is declared symmetric, but <x, Ay> and <Ax, y> differ by {gap / size:.1e} of their "
+            "size; construct it with is_symmetric=False, or symmetrise it"
+        )
 
 
 def _ritz(T: Tensor, coupling: Tensor, k: int, which: Which, tol: float) -> tuple[Tensor, Tensor, Tensor, bool]:

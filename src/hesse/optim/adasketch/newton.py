@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 
 from hesse.errors import ArgumentError, SingularError
 from hesse.linalg import armijo
+from hesse.linalg._small_lstsq import small_lstsq
 from hesse.optim.adasketch.direction import AccuracyName, Penalties, Rules, SolverName, newton_direction
 from hesse.optim.adasketch.kkt import HessianForm, RowSpace, ShiftName, dependence, kkt_system, row_space
 from hesse.optim.adasketch.merit import merit_gradient, merit_value
@@ -290,7 +291,7 @@ def adasketch_newton(
 
 def _least_squares_start(problem: ConstrainedProblem, point: Point) -> Point:
     jacobian = problem.jacobian(point)
-    lam = torch.linalg.lstsq(jacobian.T, -point.fun_gradient.unsqueeze(1)).solution.squeeze(1)
+    lam = small_lstsq(jacobian.T, -point.fun_gradient.unsqueeze(1)).squeeze(1)
     return problem.at(point.x, lam)
 
 

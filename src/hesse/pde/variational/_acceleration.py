@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hesse.linalg import FunctionOperator, cg
+from hesse.linalg._small_lstsq import small_lstsq
 from hesse.pde.variational._spaces import GridSpace, Space
 
 __all__ = ["Anderson", "Momentum", "newton_direction"]
@@ -59,7 +60,7 @@ class Anderson:
         gram = torch.tensor([[space.inner(a, b) for _, b in moves] for _, a in moves], dtype=torch.float64)
         right = torch.tensor([-space.inner(a, gradient) for _, a in moves], dtype=torch.float64)
         gram.diagonal().add_(1e-14 * gram.diagonal().max())
-        weights = torch.linalg.lstsq(gram, right).solution.tolist()
+        weights = small_lstsq(gram, right.unsqueeze(1)).squeeze(1).tolist()
         direction = steepest
         for weight, (move, change) in zip(weights, moves, strict=True):
             direction = space.step(space.step(direction, move, weight), change, -weight)

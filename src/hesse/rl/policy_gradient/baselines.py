@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hesse.errors import ArgumentError
+from hesse.linalg._small_lstsq import small_lstsq
 from hesse.rl.policy_gradient.rollout import TrajectoryBatch
 
 __all__ = ["Baseline", "check_baseline", "with_baseline", "with_gae"]
@@ -126,7 +127,7 @@ def _fits(batch: TrajectoryBatch, kind: str) -> Tensor:
     target = _to_go(batch).double() / _powers(batch).double()
     grams, sides = features.mT @ features, features.mT @ target.unsqueeze(-1)
     ridge = RIDGE * torch.eye(grams.shape[-1], dtype=grams.dtype, device=grams.device)
-    return torch.linalg.lstsq(grams.sum(0) - grams + ridge, sides.sum(0) - sides).solution.squeeze(-1)
+    return small_lstsq(grams.sum(0) - grams + ridge, sides.sum(0) - sides).squeeze(-1)
 
 
 def _powers(batch: TrajectoryBatch) -> Tensor:

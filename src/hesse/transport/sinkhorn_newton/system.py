@@ -15,6 +15,7 @@ from hesse.transport.problem import marginals
 
 __all__ = ["NewtonSystem", "newton_system"]
 
+EVEN = 0.1  # between plans that are spread out (0.35 and up) and near-matchings (0.006 and down)
 RIDGE = 1e-14  # relative to the largest sum: a component of S that dropped nothing leaves a null direction of its own
 
 
@@ -76,7 +77,7 @@ class NewtonSystem:
         return self._bound(product, m)
 
     def reduced_diagonal(self) -> Tensor:
-        """Read off the diagonal of `reduced`, for Jacobi's preconditioner: small where P is nearly a matching.
+        """Read off the diagonal of `reduced`: Pᵀ1 less Σ_i S_ij² / (P1)_i, small where P is nearly a matching.
 
         Returns
         -------
@@ -88,6 +89,21 @@ class NewtonSystem:
         squares = squares.index_add(0, self.column, self.values.square() * inverse[self.row])
         peak = self.column_sums.amax(-1, keepdim=True)
         return (self.column_sums - squares.view_as(self.column_sums)).clamp_min(0) + 10 * RIDGE * peak
+
+    def jacobi(self) -> Tensor:
+        """Diagonal preconditioner of `reduced`: its own diagonal where that is uneven, else Pᵀ1.
+
+        Where entries of the diagonal are thousands of times below Pᵀ1, CG takes a third of the steps that it takes with
+        Pᵀ1. Where none is below a tenth, Pᵀ1 needs an eighth fewer: with it the spectrum stays in [0, 1].
+
+        Returns
+        -------
+        Tensor, shape (B, m)
+            Positive.
+        """
+        own = self.reduced_diagonal()
+        uneven = (own < EVEN * self.column_sums).any(-1, keepdim=True)
+        return torch.where(uneven, own, self.column_sums)
 
     def solve(self, rows: Tensor, columns: Tensor, rtol: float, max_steps: int) -> tuple[Tensor, Tensor, int]:
         """Solve H (du, dv) = (rows, columns) by CG on the Schur complement.
@@ -132,7 +148,7 @@ class NewtonSystem:
         tuple of (Tensor, int)
             The solution, shape (B, m, 1), and CG's steps.
         """
-        preconditioner = Diagonal(self.reduced_diagonal().reciprocal(), is_psd=True)
+        preconditioner = Diagonal(self.jacobi().reciprocal(), is_psd=True)
         solution = cg(
             self.reduced(), rhs, preconditioner=preconditioner, rtol=rtol, max_steps=max_steps, validate=False
         )
