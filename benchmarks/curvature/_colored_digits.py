@@ -62,6 +62,15 @@ def balanced_digits(seed: int, *, draws: int = 8) -> Colored:
     return _coloured(pictures, small, [known.repeat(draws)] * 2, known.repeat(2), unknown.repeat(8), generator)
 
 
+def digits_labelled_once(seed: int) -> Colored:
+    """700 pictures in one training domain, 700 others in the second, each with one label; 397 in the test."""
+    pictures, small = _pictures()
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(pictures), generator=generator)
+    parts = [order[:700], order[700:1400]]
+    return _coloured(pictures, small, parts, order[:1400], order[1400:], generator)
+
+
 def imbalanced_digits(seed: int, *, draws: int = 8) -> Colored:
     """The first domain has 90 % digits below five, the second has half; both have the same 700 of these and 600 others.
 

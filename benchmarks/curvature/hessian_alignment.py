@@ -14,7 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks._claims import Claim, ClaimFunction, Scale
-from benchmarks.curvature._colored_digits import Colored, balanced_digits, imbalanced_digits, train
+from benchmarks.curvature._colored_digits import (
+    Colored,
+    balanced_digits,
+    digits_labelled_once,
+    imbalanced_digits,
+    train,
+)
 from benchmarks.data import interleave
 from benchmarks.peers import require_peer
 from hesse.curvature.alignment import (
@@ -144,9 +150,7 @@ def claim_colored_digits(scale: Scale) -> list[Claim]:
     steps = scale(smoke=20, full=400)
     data = {seed: balanced_digits(seed) for seed in seeds}
     table = _table(data, ALIGNED | BASELINES, steps)
-    by_heart = {seed: balanced_digits(seed, draws=1) for seed in seeds}
-    table["hgp, labels drawn once"] = _means(by_heart, steps, min(150, steps // 2), "hgp", WEIGHTS[0])
-    claims = _digit_claims(table)
+    claims = _digit_claims("", table)
     best = max(table[name]["test"] for name in BASELINES)
     claims.append(
         Claim(
@@ -159,6 +163,13 @@ def claim_colored_digits(scale: Scale) -> list[Claim]:
         )
     )
     return claims
+
+
+def claim_digits_labelled_once(scale: Scale) -> list[Claim]:
+    """Few pictures, each with one label: a network learns the wrong quarter by heart, and nothing is left to align."""
+    seeds = [1000 * scale.seed + i for i in range(scale(smoke=1, full=5))]
+    data = {seed: digits_labelled_once(seed) for seed in seeds}
+    return _digit_claims(", labelled once", _table(data, ALIGNED, scale(smoke=20, full=400)))
 
 
 def _table(
@@ -189,21 +200,20 @@ def _means(
     return means | {"tests": [round(o.test, 4) for o in outcomes], "weight": weight}
 
 
-def _digit_claims(table: dict[str, dict[str, Any]]) -> list[Claim]:
+def _digit_claims(suffix: str, table: dict[str, dict[str, Any]]) -> list[Claim]:
     erm = table["erm"]
     claims = [
-        Claim("erm follows the colour", erm["test"], 0.25, "lower", erm, full_only=True),
+        Claim(f"erm follows the colour{suffix}", erm["test"], 0.25, "lower", erm, full_only=True),
     ]
     for name in ALIGNED:
         row = table[name]
         agree = min(row["training"], row["test"]) / max(row["training"], row["test"])
-        others = {other: table[other] for other in table if other.startswith(f"{name}, ")}
         claims += [
-            Claim(f"{name} test accuracy", row["test"], 0.60, "higher", row | others, full_only=True),
-            Claim(f"{name} above erm", row["test"] - erm["test"], 0.35, "higher", full_only=True),
-            Claim(f"{name} training and test agree", agree, 0.8, "higher", full_only=True),
+            Claim(f"{name} test accuracy{suffix}", row["test"], 0.60, "higher", row, full_only=True),
+            Claim(f"{name} above erm{suffix}", row["test"] - erm["test"], 0.35, "higher", full_only=True),
+            Claim(f"{name} training and test agree{suffix}", agree, 0.8, "higher", full_only=True),
             Claim(
-                f"{name} brings the Hessians together",
+                f"{name} brings the Hessians together{suffix}",
                 erm["spectral"] / row["spectral"],
                 5.0,
                 "higher",
@@ -359,6 +369,7 @@ def _backpack(scale: Scale, head: nn.Linear, pair: tuple[Tensor, Tensor]) -> Cla
 CLAIMS: list[ClaimFunction] = [
     claim_oracle,
     claim_colored_digits,
+    claim_digits_labelled_once,
     claim_label_shift,
     claim_speed,
 ]
