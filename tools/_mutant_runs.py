@@ -108,7 +108,18 @@ def try_module(module: Module, chosen: list[Broken], folder: Path, ends: float) 
 def _session(module: Module, chosen: list[Broken], folder: Path, ends: float) -> int:
     import pytest
 
+    _compile_in(module, folder / "unbroken")
     return int(pytest.main([*_options(folder), *module.tests], [_Plugin(module, chosen, folder, ends)]))
+
+
+def _compile_in(module: Module, folder: Path) -> None:
+    """Keep compiled kernels in a folder of their own, as numba tells them apart by their bytecode alone.
+
+    A broken constant, or a broken function that a kernel calls, is not in it: the unbroken kernel of the usual folder
+    would be run in its place, or the broken one be left there for everybody. To compile anew counts in the seconds.
+    """
+    if is_compiled(module.path):
+        os.environ["NUMBA_CACHE_DIR"] = str(folder)
 
 
 def _options(folder: Path) -> list[str]:
@@ -230,7 +241,10 @@ def changed_functions(whole: CodeType, broken: CodeType) -> dict[Key, CodeType] 
             continue
         if before.co_name in COMPREHENSIONS:
             return None
-        for inner, mutated in zip([before, *_functions(before)], [after, *_functions(after)], strict=True):
+        pairs = [before, *_functions(before)], [after, *_functions(after)]
+        if len(pairs[0]) != len(pairs[1]):  # what can never run, the compiler leaves out, and the functions in it
+            return None
+        for inner, mutated in zip(*pairs, strict=True):
             if keys.count(_key(inner)) > 1:  # two lambdas of one line cannot be told apart
                 return None
             changed[_key(inner)] = mutated
@@ -289,6 +303,7 @@ class _Finder:
 def _imported_anew(module: Module, broken: Broken, tests: list[str], folder: Path) -> int:
     import pytest
 
+    _compile_in(module, folder / f"mutant-{broken.number}")
     sys.meta_path.insert(0, _Finder(module, broken.tree))  # pyright: ignore[reportArgumentType]
     return int(pytest.main(["-x", *_options(folder), *tests]))
 

@@ -191,7 +191,7 @@ def faults(budget: Budget) -> Finding:
     words = "fault or short_writes or order or disk or limit"
     counts = pytest(budget.left(), "tests/io/test_calls.py", "tests/crash", "-k", words)
     figures = "every file call in turn fails; a model, a data set and the memory fail in the middle"
-    return judged(counts, figures, "a batch with too few rows stops with Python's own error, not one of hesse")
+    return judged(counts, figures)
 
 
 def damage(budget: Budget) -> Finding:

@@ -281,9 +281,11 @@ def test_an_interrupt_ends_in_130(tiny, tmp_path):
     """Oracle: SIGINT to a real process while it works; the same command then finishes."""
     run = tmp_path / "run"
     words = ["influence", "fit", str(tiny / "model"), "--data", str(tiny / "train.jsonl"), "--run", str(run)]
-    # the signal comes from inside, at the first checkpoint, so that the test does not depend on the machine's speed
+    # the signal comes from inside, at the first checkpoint, so that the test does not depend on the machine's speed;
+    # its handler is set anew, as a shell's background jobs ignore it and hand that on
     code = (
-        "import os, signal, sys\nimport hesse.influence.fit as fit\n"
+        "import os, signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "import hesse.influence.fit as fit\n"
         "fit.fit_factors.__globals__['save_tensors'] = lambda *a, **k: os.kill(os.getpid(), signal.SIGINT)\n"
         "from hesse.cli.main import main\nsys.argv = ['hesse', *sys.argv[1:]]\nmain()"
     )

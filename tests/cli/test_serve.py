@@ -17,7 +17,12 @@ from tests.cli.conftest import invoke
 def test_it_serves_until_interrupted(run, tmp_path, monkeypatch):
     """Oracle: the address on stderr; a browser's answer is left to the tests of the application."""
     monkeypatch.setenv("HESSE_CACHE", str(tmp_path / "cache"))
-    command = [sys.executable, "-m", "hesse.cli.main", "influence", "serve", str(run)]
+    # a shell's background jobs ignore the signal, and a process inherits that: the child must hear it all the same
+    code = (
+        "import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from hesse.cli.main import main\nsys.argv = ['hesse', *sys.argv[1:]]\nmain()"
+    )
+    command = [sys.executable, "-c", code, "influence", "serve", str(run)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         line = process.stderr.readline()
         process.send_signal(signal.SIGINT)

@@ -301,6 +301,25 @@ def test_a_model_compiled_to_machine_code_gives_the_same_rows(early):
     check_compiled("inductor", None, early)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # by dynamo's own look at a tensor
+def test_a_frozen_model_compiled_before_gives_rows_every_time():
+    """Oracle: the eager model's rows; nothing but the hooks tells dynamo that its code is out of date."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)).to(F64).requires_grad_(False)
+    torch.compiler.reset()
+    compiled, x = torch.compile(model, backend="eager"), run_data((4, 3, 6))
+    compiled(x)
+    reference = capture(model, lambda net: net(x).sin().sum())
+    for _ in range(2):
+        handed = []
+        with LayerStream(select_layers(model), handed.append) as stream, stream.batch():
+            stream.backward(compiled(x).sin().sum())
+        assert len(handed) == 2
+        for rows in handed:
+            torch.testing.assert_close(rows.grads, reference[rows.layer.name].grads)
+        compiled(x)
+
+
 def check_compiled(backend, reentrant, early):
     torch.manual_seed(0)
     eager = Checkpointed().to(F64)

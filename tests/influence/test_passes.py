@@ -8,7 +8,7 @@ import torch
 
 from hesse.curvature.ekfac import sequence_gradients
 from hesse.curvature.layers import select_layers
-from hesse.errors import ArgumentError, NumericalError
+from hesse.errors import ArgumentError, NumericalError, ShapeError
 from hesse.influence.examples import ArrayExamples, TokenExamples, as_examples
 from hesse.influence.objective import CausalLMLoss, ClassificationLoss
 from hesse.influence.passes import Pass, check_model, read_ahead
@@ -204,3 +204,28 @@ def test_a_measurement_has_one_value_a_sequence(pack):
     job = Pass(model, CausalLMLoss(), select_layers(model, "mlp"))
     with job.open(lambda _rows: None) as run, pytest.raises(ArgumentError, match=r"shape \(5,\), got \(1,\)"):
         run.measured(batch, lambda model, b: model(input_ids=b["input_ids"]).logits.mean()[None])
+
+
+@pytest.mark.parametrize("count", [0, 3, 5])
+@pytest.mark.parametrize("pack", [False, True])
+def test_a_batch_of_another_count_is_refused(pack, count):
+    """Oracle: by hand, 4 sequences were asked for; every kind of pass names the data set and runs nothing."""
+    if pack and count == 0:
+        batch = {key: value[..., :0] for key, value in TokenExamples(sequences(), 0, "right", pack).batch([0]).items()}
+    else:
+        batch = {key: value[:count] for key, value in TokenExamples(sequences(), 0).batch(range(5)).items()}
+        if pack:
+            batch = TokenExamples(sequences(), 0, "right", pack).batch(range(count))
+    names, model = ["s0", "s1", "s2", "s3"], gpt2()
+    model.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
+    job = Pass(model, CausalLMLoss(), select_layers(model, "mlp"))
+    kinds = (
+        lambda run: run.empirical(batch, names),
+        lambda run: run.sampled(batch, names, 0),
+        lambda run: next(run.exact(batch, names)),
+        lambda run: run.measured(batch, lambda *_: pytest.fail("it was measured"), names),
+    )
+    with job.open(lambda _rows: None, argument="texts") as run:
+        for kind in kinds:
+            with pytest.raises(ShapeError, match=rf"texts: its batch of 4 sequences, 's0', 's1'..., holds {count};"):
+                kind(run)

@@ -1,5 +1,6 @@
 """One writer at a time, in this process and across processes."""
 
+import json
 import os
 import signal
 import socket
@@ -80,6 +81,22 @@ def test_an_unreadable_signature(text, tmp_path):
         (tmp_path / LOCK_NAME).write_bytes(text)
         with pytest.raises(RunLockedError, match="another process"), run_lock(tmp_path):
             pytest.fail("two writers")
+
+
+@pytest.mark.parametrize("host", [None, "elsewhere"])
+@pytest.mark.parametrize("alive", [True, False])
+def test_only_a_dead_process_of_this_host_is_said_to_have_ended(alive, host, tmp_path):
+    """Oracle: by hand; of a process on another host, this host's list of processes says nothing."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    signature = json.dumps({"pid": os.getpid() if alive else pid, "host": host or socket.gethostname()})
+    with run_lock(tmp_path):
+        (tmp_path / LOCK_NAME).write_text(signature)
+        with pytest.raises(RunLockedError) as caught, run_lock(tmp_path):
+            pytest.fail("two writers")
+    assert ("It has ended" in str(caught.value)) == (not alive and host is None)
 
 
 def test_a_holder_that_has_died_and_whose_workers_live(tmp_path):

@@ -155,3 +155,18 @@ def test_a_file_replaced_while_it_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "safe_open", swap)
     with pytest.raises(ArtifactError, match="changed while it was read"):
         load_tensors(tmp_path / "x", entry)
+
+
+def test_a_head_of_just_the_limit_is_written_and_read(tmp_path, monkeypatch):
+    """Oracle: the file's own first eight bytes: what fits is kept, one byte less of room refuses both ways."""
+    tensors, path = {"a": torch.arange(3.0), "b": torch.ones(2)}, tmp_path / "x.safetensors"
+    entry = save_tensors(path, tensors)
+    length = int.from_bytes(path.read_bytes()[:8], "little")
+    monkeypatch.setattr("hesse.io.tensors.MAX_HEADER_BYTES", length)
+    assert save_tensors(path, tensors) == entry
+    torch.testing.assert_close(load_tensors(path), tensors)
+    monkeypatch.setattr("hesse.io.tensors.MAX_HEADER_BYTES", length - 1)
+    with pytest.raises(ArgumentError, match=f"head of {length:,} bytes"):
+        save_tensors(path, tensors)
+    with pytest.raises(ArtifactError, match=f"head of {length:,} bytes"):
+        load_tensors(path)

@@ -363,6 +363,20 @@ def test_shaped_operands_are_the_flat_ones(sizes):
         e.solve_shaped(v.mT if len(sizes) > 1 else v[:, :2])
 
 
+@pytest.mark.parametrize("sizes", [(4,), (2, 3), (2, 3, 2)])
+def test_shaped_products_of_a_batch(sizes):
+    """Oracle: each operator of the batch by itself."""
+    bases = [torch.linalg.qr(draw(3, n, n, dtype=torch.float64)).Q for n in sizes]
+    table, v = draw(3, *sizes, dtype=torch.float64).abs() + 0.5, draw(3, *sizes, dtype=torch.float64)
+    whole = EighKronecker(bases, table)
+    single = [EighKronecker([q[i] for q in bases], table[i]) for i in range(3)]
+    for found, each in (
+        (whole.multiply_shaped(v), [e.multiply_shaped(v[i]) for i, e in enumerate(single)]),
+        (whole.solve_shaped(v, 0.1), [e.solve_shaped(v[i], 0.1) for i, e in enumerate(single)]),
+    ):
+        torch.testing.assert_close(found, torch.stack(each), rtol=1e-12, atol=1e-12)
+
+
 def test_singular_structures_say_so():
     """Oracle: operators with an exact zero eigenvalue."""
     eye = torch.eye(3, dtype=torch.float64)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
+from hesse.bilevel._over_blocks import over_blocks
 from hesse.bilevel.samplers import Sampler
 from hesse.bilevel.tree import Tree, TreeLayout
 from hesse.errors import ArgumentError, ArgumentTypeError, ShapeError
@@ -23,7 +24,7 @@ __all__ = ["BilevelProblem", "BlockLoss", "Loss"]
 Loss = Callable[[Tree, Tree, Any], Tensor]
 """(x, y, batch) -> scalar; ``batch`` is None where the problem has no sampler."""
 BlockLoss = Callable[[Tree, Tree, Tensor, Any], Tensor]
-"""(x, y_i, i, batch) -> scalar, traced by `torch.vmap` over the block's number i."""
+"""(x, y_i, i, batch) -> scalar, traced by `torch.vmap` over the block's number i (called once a block on torch 2.6)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +305,8 @@ def _mean_over_blocks(loss: BlockLoss, index: Tensor | None) -> Loss:
     def mean(x: Tree, y: Tree, batch: Any) -> Tensor:
         first = tree_flatten(y)[0][0]
         numbers = torch.arange(first.shape[0]) if index is None else index
-        return torch.vmap(loss, in_dims=(None, 0, 0, None))(x, y, numbers.to(first.device), batch).mean()
+        each = over_blocks(loss, (None, 0, 0, None), len(first))
+        return each(x, y, numbers.to(first.device), batch).mean()
 
     return mean
 

@@ -142,6 +142,7 @@ class LayerStream:
     def __enter__(self) -> "LayerStream":
         for layer in self.layers.values():
             self._handles.append(layer.module.register_forward_hook(_uncompiled(self._forward_hook(layer))))
+        _forget_compiled()
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -295,6 +296,13 @@ def _uncompiled(hook: ForwardHook) -> ForwardHook:
         return hook
     outside: ForwardHook = torch.compiler.disable()(hook)
     return outside
+
+
+def _forget_compiled() -> None:
+    # code that was compiled before the hooks were there runs on without them: dynamo does not look for new ones
+    # (skip_nnmodule_hook_guards), and only by luck compiles anew because a parameter has been frozen
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 def _mask_of(mask: Mask, layer: TrackedLayer) -> Tensor | None:

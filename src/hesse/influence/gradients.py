@@ -133,7 +133,7 @@ def stream_gradients(
                 if measurement is None:
                     run_pass.empirical(batch, [part.ids[place] for place in inside])
                 else:
-                    run_pass.measured(batch, measurement)
+                    run_pass.measured(batch, measurement, [part.ids[place] for place in inside])
                 advance(len(places))
 
 

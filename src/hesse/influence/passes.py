@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from hesse.curvature.capture import Captured, LayerStream, dgrad_only
 from hesse.curvature.layers import TrackedLayer, select_layers
 from hesse.curvature.stored_weights import floating_dtype
-from hesse.errors import ArgumentError, NumericalError
+from hesse.errors import ArgumentError, NumericalError, ShapeError
 from hesse.influence.distributed import is_sharded
 from hesse.influence.objective import Batch, Loss, LossOutput, Masks, check_is_likelihood
 
@@ -87,6 +87,11 @@ class Pass:
         -------
         LossOutput
             Of the forward pass.
+
+        Raises
+        ------
+        ShapeError
+            If the batch holds more or fewer sequences than ``names``.
         """
         with self._forward(batch, names) as output:
             self._require().backward(output.per_token.sum())
@@ -108,7 +113,13 @@ class Pass:
         -------
         LossOutput
             Of the forward pass, with the drawn labels.
+
+        Raises
+        ------
+        ShapeError
+            If the batch holds more or fewer sequences than ``names``.
         """
+        _check_count(batch, names, self._argument)  # before the draw, which needs a name for every row
         if not self._checked:
             with torch.no_grad():  # no layer is captured outside of a batch of the stream
                 check_is_likelihood(self.loss, self.model, batch)
@@ -137,6 +148,11 @@ class Pass:
         ------
         None
             After each backward pass.
+
+        Raises
+        ------
+        ShapeError
+            If the batch holds more or fewer sequences than ``names``.
         """
         with self._forward(batch, names) as output:
             columns = self.loss.cotangents(output.logits.detach(), output.valid)
@@ -144,7 +160,7 @@ class Pass:
                 self._require().backward(output.logits, column, keep=True)
                 yield
 
-    def measured(self, batch: Batch, measurement: Measurement) -> Tensor:
+    def measured(self, batch: Batch, measurement: Measurement, names: Items[str] | None = None) -> Tensor:
         """Backward from a user's measurement.
 
         Parameters
@@ -153,6 +169,8 @@ class Pass:
             As the measurement takes it; it holds ``labels``.
         measurement : callable
             (model, batch) -> (B,).
+        names : sequence of str, optional
+            Ids of its sequences. Default: the batch is taken to hold those that it should.
 
         Returns
         -------
@@ -163,12 +181,16 @@ class Pass:
         ------
         ArgumentError
             If it does not give one value a sequence.
+        ShapeError
+            If the batch holds more or fewer sequences than ``names``.
         """
         stream = self._require()
+        if names is not None:
+            _check_count(batch, names, self._argument)
         with stream.batch(batch.get("segment_ids")):
             values = measurement(self.model, batch)
-            labels, mask, segments = batch["labels"], batch.get("attention_mask"), batch.get("segment_ids")
-            count = len(labels) if segments is None else int(segments.max()) + 1
+            labels, mask = batch["labels"], batch.get("attention_mask")
+            count = _count(batch)
             if values.shape != (count,):
                 raise ArgumentError(
                     f"measurement: expected one value a sequence, shape ({count},), got {tuple(values.shape)}"
@@ -185,6 +207,7 @@ class Pass:
         self, batch: Batch, names: Items[str], labels: Callable[[Tensor, Tensor], Tensor] | None = None
     ) -> Iterator[LossOutput]:
         stream = self._require()
+        _check_count(batch, names, self._argument)
         with stream.batch(batch.get("segment_ids")):
             output = self.loss(self.model, batch, labels)
             attended, carrying = self.loss.positions(batch, output.valid)
@@ -272,6 +295,24 @@ def _padding(attended: Masks) -> Masks:
     if callable(attended):
         return lambda name: ~attended(name)
     return None if attended is None or bool(attended.all()) else ~attended
+
+
+def _count(batch: Batch) -> int:
+    # sequences in a batch; of packed ones, segment -1 is padding and the rest are numbered from 0
+    segments = batch.get("segment_ids")
+    if segments is None:
+        return len(batch["labels"])
+    return int(segments.max()) + 1 if segments.numel() else 0
+
+
+def _check_count(batch: Batch, names: Items[str], argument: str) -> None:
+    # one too few or too many, and every later sequence would be scored under another's name
+    count = _count(batch)
+    if count != len(names):
+        raise ShapeError(
+            f"{argument}: its batch of {len(names)} sequences, {', '.join(map(repr, names[:2]))}..., holds {count}; "
+            "batch() must collate every sequence that it is asked for, once"
+        )
 
 
 def _check_finite(output: LossOutput, names: Items[str], segments: Tensor | None, argument: str) -> None:

@@ -141,7 +141,7 @@ def prepare_queries(
             if measurement is None:
                 run_pass.empirical(batch, [queries.ids[i] for i in indices])
             else:
-                run_pass.measured(batch, measurement)
+                run_pass.measured(batch, measurement, [queries.ids[i] for i in indices])
             done += len(indices)
             advance(len(indices))
     return {name: kept[name] for name in run_pass.layers}

@@ -8,6 +8,7 @@ from torch import nn
 
 from benchmarks.curvature._published import static_product, static_rows
 from hesse.curvature import MFACInverse
+from hesse.curvature.mfac._tiles import pivots_are_rounding
 from hesse.errors import ArgumentError, ArgumentTypeError, NumericalError, ShapeError, SingularError
 from hesse.linalg import cg
 from hesse.testing import check_linear_operator
@@ -283,3 +284,18 @@ def test_bad_input_is_refused():
         operator.inverse_of_combination(torch.ones(4, dtype=F64))
     with pytest.raises(ShapeError, match="coefficients"):
         operator.inverse_of_combination(torch.ones(13, 5, 2, dtype=F64))
+
+
+def test_a_pivot_of_rounding_is_told_from_a_small_one():
+    """Oracle: by hand: beside 1 a pivot of 1e-16 is rounding and 1e-12 is not; of a row of size 1e-16 it is the row."""
+    eye = torch.eye(2, dtype=F64)
+
+    def told(coupling, last):
+        lower = eye.clone()
+        lower[1, 0], lower[1, 1] = coupling, last**0.5
+        return pivots_are_rounding(lower, lower @ lower.mT)
+
+    assert told(1.0, 1e-16)
+    assert not told(1.0, 1e-12)
+    assert not told(0.0, 1e-16)
+    assert pivots_are_rounding(torch.stack([eye, eye * math.nan]), torch.stack([eye, eye]))

@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 from torch.utils._pytree import tree_map
 
+from hesse.bilevel._over_blocks import over_blocks
 from hesse.bilevel.oracle import Oracle
 from hesse.bilevel.problem import BlockLoss
 from hesse.bilevel.tree import TreeLayout
@@ -285,7 +286,7 @@ class BlockOracle:
             return value
 
         def total(x: Tensor, y: Tensor, index: Tensor, rows: Tensor | None) -> Tensor:
-            return torch.vmap(one, in_dims=(0, 0, 0, None if rows is None else 0))(x, y, index, rows).sum()
+            return over_blocks(one, (0, 0, 0, None if rows is None else 0), len(index))(x, y, index, rows).sum()
 
         return total
 

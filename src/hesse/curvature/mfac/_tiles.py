@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-__all__ = ["column_tiles", "combine", "gram", "multiply"]
+__all__ = ["column_tiles", "combine", "gram", "multiply", "pivots_are_rounding"]
 
 _TILE = 1 << 18  # entries converted at once: 2 MiB in double precision
 _WIDTH = 1 << 14  # coordinates to a tile where rows can be parted: long runs convert fast, and sums stay in the cache
@@ -128,6 +128,28 @@ def combine(
             pieces.append((total * scale).to(dtype))
         found.append(_cat(pieces, -2))
     return _cat(found, -3)
+
+
+def pivots_are_rounding(factor: Tensor, matrix: Tensor) -> bool:
+    """Tell whether a Cholesky factor came through by luck: a pivot is no larger than the rounding of its own sum.
+
+    Whether LAPACK then sees a negative pivot depends on the order in which it adds.
+
+    Parameters
+    ----------
+    factor : Tensor, shape (..., M, M)
+        L, lower triangular.
+    matrix : Tensor, shape (..., M, M)
+        L Lᵀ as it was handed over.
+
+    Returns
+    -------
+    bool
+        True if some l_ii² <= M eps a_ii.
+    """
+    pivots, diagonal = (found.detach().diagonal(dim1=-2, dim2=-1) for found in (factor, matrix))
+    limit = matrix.shape[-1] * torch.finfo(matrix.dtype).eps
+    return not bool((pivots.square() > limit * diagonal).all())
 
 
 def _tiles(rows_BMS: Tensor) -> Iterator[tuple[slice, list[slice], list[slice]]]:

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from hesse._values import check_present
-from hesse.curvature.mfac._tiles import column_tiles, combine, gram, multiply
+from hesse.curvature.mfac._tiles import column_tiles, combine, gram, multiply, pivots_are_rounding
 from hesse.curvature.mfac._unrolled import unrolled_rows
 from hesse.curvature.mfac.gradients import Fisher, Loss, gradient_rows
 from hesse.errors import ArgumentError, ArgumentTypeError, NumericalError, ShapeError, SingularError
@@ -408,8 +408,9 @@ class MFACInverse(LinearOperator):
     def _cholesky(self, rows: Tensor) -> Tensor:
         small = gram(rows.mT if self._is_primal(rows) else rows, self.dtype_small) / len(self.grads)
         eye = torch.eye(small.shape[-1], dtype=small.dtype, device=small.device)
-        factor, failed = torch.linalg.cholesky_ex(small + self.damping * eye)
-        if bool((failed != 0).any()):
+        damped = small + self.damping * eye
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        if bool((failed != 0).any()) or pivots_are_rounding(factor, damped):
             size = float(small.detach().diagonal(dim1=-2, dim2=-1).max())
             raise SingularError(
                 f"MFACInverse: damping {self.damping:g} is below the rounding of GGᵀ/m, whose diagonal reaches "

@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from hesse.curvature.mfac._tiles import combine, multiply
+from hesse.curvature.mfac._tiles import combine, multiply, pivots_are_rounding
 from hesse.errors import ArgumentError, ArgumentTypeError, NumericalError, ShapeError, SingularError
 from hesse.linalg._arguments import at_least, wide_dtype
 from hesse.linalg.cholesky import cholesky_update
@@ -287,7 +287,7 @@ class GradientWindow:
         in_order = self.gram.roll((-self.oldest, -self.oldest), (0, 1)) / self.size
         in_order.diagonal().add_(self.damping)
         factor, failed = torch.linalg.cholesky_ex(in_order)
-        if bool(failed != 0):
+        if bool(failed != 0) or pivots_are_rounding(factor, in_order):
             raise SingularError(
                 f"GradientWindow: damping {self.damping:g} is below the rounding of GGᵀ/m, whose diagonal reaches "
                 f"{float(in_order.diagonal().max()):.2g}; use a larger damping"

@@ -369,7 +369,7 @@ def _query_gradients(
             if measurement is None:
                 values.append(-run_pass.empirical(batch, [queries.ids[number]]).per_token.detach().sum()[None])
             else:
-                values.append(run_pass.measured(batch, measurement))
+                values.append(run_pass.measured(batch, measurement, [queries.ids[number]]))
     measured = torch.cat(values).double().cpu()
     if len(measured) != len(queries):
         raise ShapeError(f"measurement: expected one value a query, got {len(measured)} for {len(queries)}")
