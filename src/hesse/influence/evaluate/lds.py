@@ -141,7 +141,10 @@ def lds(
         )
     if len(kept) < 3:
         raise ArgumentError(f"masks: a rank correlation needs at least 3 subsets, got {len(kept)}")
-    per_query = spearman(kept @ values.T, found.mean(0))
+    # rows that say the same have the same score up to its rounding, which must not decide which subset comes first
+    unit = 1e-6 * np.abs(values).max(1)
+    sums = np.round(kept @ values.T / np.where(unit > 0, unit, 1))
+    per_query = spearman(sums, found.mean(0))
     interval = bootstrap_interval(per_query, confidence=confidence, resamples=resamples, seed=seed)
     repeat = reliability(found, seed=seed) if len(found) > 1 else None
     return LdsResult(float(per_query.mean()), interval, per_query, repeat)
