@@ -202,10 +202,10 @@ folder.cleanup()
 # Ids of a stream are not compared with each other. Nothing here was measured on an accelerator.
 #
 # **Measured** in an earlier run of the benchmark ``influence_scale``, one thread, seed 730291, on a four-block Llama:
-# factors and scores in bfloat16 at rank 64 took 13.0 s, and 31.6 s with kronfluence at the fastest of its settings that keeps
-# the scores; in float32 at full rank 21.6 s against 38.1 s. Peak memory was 367 MiB against 801 MiB. Ten times the data
-# took 1.02 times the memory, and 41 jobs, killed 60 times in all, ended within 2·10⁻¹⁴ of an undisturbed one. Two
-# claims fail: of 144 shapes in bfloat16 the chosen order was at worst 18 % slower than the fastest (in float32 8 %),
-# and two processes at rank 8 differed from one by 3·10⁻⁴ of the largest score (since then sums are in float64, and the
-# difference is below 10⁻⁶). That run is older than the kept one, and has no time of bergson, which is faster than
-# kronfluence in bfloat16.
+# factors and scores in bfloat16 at rank 64 took 13.0 s, and 31.6 s with kronfluence at the fastest of its settings
+# that keeps the scores; in float32 at full rank 21.6 s against 38.1 s. Peak memory was 367 MiB against 801 MiB. Ten
+# times the data took 1.02 times the memory, and 41 jobs, killed 60 times in all, ended within 2·10⁻¹⁴ of an
+# undisturbed one. Two claims fail: of 144 shapes in bfloat16 the chosen order was at worst 18 % slower than the
+# fastest (in float32 8 %), and two processes at rank 8 differed from one by 3·10⁻⁴ of the largest score (since then
+# sums are in float64, and the difference is below 10⁻⁶). That run is older than the kept one, and has no time of
+# bergson, which is faster than kronfluence in bfloat16.
