@@ -1,10 +1,11 @@
 """Checks of a caller's numbers; oracle: the errors that they are for."""
 
+import numpy as np
 import pytest
 import torch
 
-from hesse._values import check_finite, check_present
-from hesse.errors import ArgumentError, NumericalError
+from hesse._values import check_count, check_finite, check_present
+from hesse.errors import ArgumentError, ArgumentTypeError, NumericalError
 
 
 def test_numbers_pass():
@@ -25,3 +26,23 @@ def test_nothing_is_named():
     for check in (check_finite, check_present):
         with pytest.raises(ArgumentError, match=r"^call: x is on the meta device"):
             check("call", "x", torch.zeros(2, device="meta"))
+
+
+@pytest.mark.parametrize("value", [np.zeros(2), [0.0], None])
+def test_what_is_no_tensor_is_named(value):
+    """Oracle: the message names call, argument and what came."""
+    for check in (check_finite, check_present):
+        with pytest.raises(ArgumentTypeError, match=rf"^call: expected x to be a tensor, got {type(value).__name__}"):
+            check("call", "x", value)
+
+
+def test_counts():
+    """Oracle: Python's and NumPy's integers pass; what is none, or too small, is named."""
+    for value in (1, np.int64(3)):
+        check_count("call", "n", value)
+    check_count("call", "n", 0, low=0)
+    for value in (2.0, True, "2", None):
+        with pytest.raises(ArgumentTypeError, match=r"^call: expected n to be an integer"):
+            check_count("call", "n", value)
+    with pytest.raises(ArgumentError, match=r"^call: expected n >= 2, got 1"):
+        check_count("call", "n", 1, low=2)

@@ -53,7 +53,8 @@ def _figures(result: ConstrainedResult, seconds: float | None = None) -> dict[st
 
 def test_set(scale: Scale) -> list[Claim]:
     """Hock-Schittkowski and Boggs-Tolle problems: how many reach a KKT residual of 1e-4, and at which objective."""
-    cases, repeats = TEST_PROBLEMS[: scale(smoke=8, full=None)], scale(smoke=1, full=3)
+    # ten draws: from one to the next the share moves by two problems in 25, those that single projections rarely solve
+    cases, repeats = TEST_PROBLEMS[: scale(smoke=8, full=None)], scale(smoke=1, full=10)
     oracles = {case.name: [scipy_solve(case, method) for method in ("SLSQP", "trust-constr")] for case in cases}
     claims = []
     for label, options in SKETCHED.items():

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from tests.cli.conftest import invoke
 
 
@@ -25,3 +27,19 @@ def test_other_settings_are_another_run(tmp_path):
     assert shown.exit_code == 0
     assert "Return of the batch" in shown.stdout
     assert invoke(*words, "--method", "nharpg").exit_code == 3
+
+
+def test_an_environment_that_cannot_be_made(tmp_path):
+    """Oracle: an error of ours that names it, in place of a trace."""
+    pytest.importorskip("gymnasium")
+    shown = invoke("rl", "train", "Foo-v9", "--out", tmp_path / "run")
+    assert shown.exit_code == 1, shown.output
+    assert "gymnasium cannot make 'Foo-v9'" in shown.stderr
+
+
+def test_another_environment_is_another_run(tmp_path):
+    """Oracle: exit code 3 for the same spaces under another name, which is what a checkpoint remembers."""
+    pytest.importorskip("gymnasium")
+    words = ["--out", tmp_path, "--horizon", 5, "--batch", 2, "--episodes", 2]
+    assert invoke("rl", "train", "cartpole", *words).exit_code == 0
+    assert invoke("rl", "train", "CartPole-v1", *words).exit_code == 3

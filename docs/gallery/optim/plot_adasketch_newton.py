@@ -60,7 +60,7 @@ lagrangian = torch.vmap(lambda x: fun(x) + solution.lam @ con(x))(grid)
 valley = torch.vmap(lambda x: merit.value(x, solution.lam))(grid)
 circle = torch.vmap(con)(grid).reshape(100, 100).T
 
-fig, axes = plt.subplots(1, 2, figsize=(9.5, 4.8), sharey=True, constrained_layout=True)
+fig, axes = plt.subplots(1, 2, figsize=(9.5, 5.2), sharey=True, constrained_layout=True)
 for axis, values, title in ((axes[0], lagrangian, "Lagrangian"), (axes[1], valley, "exact augmented Lagrangian")):
     low, high = values.quantile(torch.tensor([0.02, 0.9]))
     height = values.clamp(low, high).reshape(100, 100).T

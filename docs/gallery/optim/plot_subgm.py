@@ -58,7 +58,7 @@ for axis, init_scale in zip(axes, (1e-8, 1.0), strict=True):
     axis.set(xlabel="step", title=f"start {init_scale:g}: error {gap:.1e}")
 axes[0].set_ylabel("singular values of U")
 axes[0].text(200, 2, "the two of the truth", color=BLUE)
-axes[0].text(200, 3e-5, "the eighteen others", color="0.4")
+axes[0].text(700, 5e-5, "the eighteen others", color="0.4")
 axes[0].set_ylim(1e-9, 8)
 plt.show()
 

@@ -52,7 +52,7 @@ for axis, column, name in zip(axes, path.T, ("length", "cosine of the pair"), st
     axis.plot(depths, column, color=BLUE, linewidth=2.2, label="signed permutations")
     axis.set(xlabel="bindings", title=name)
     axis.spines[["top", "right"]].set_visible(False)
-axes[0].legend(frameon=False)
+axes[0].legend(frameon=False, loc="lower left")
 plt.show()
 
 # %%

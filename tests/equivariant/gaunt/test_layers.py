@@ -13,7 +13,7 @@ from hesse.equivariant.gaunt import (
     gaunt_tensor_product,
     rotate,
 )
-from hesse.errors import ArgumentError, ShapeError
+from hesse.errors import ArgumentError, ArgumentTypeError, ShapeError
 from hesse.testing import check_layer
 
 F64 = torch.float64
@@ -91,9 +91,17 @@ def test_conformance(factory, shapes):
         (lambda: GauntTensorProduct(1, 1, 1, antisymmetric=True, backend="cg"), ArgumentError, "backend"),
         (lambda: GauntTensorProduct(1, 1, 1, channels=0), ArgumentError, "channels"),
         (lambda: GauntTensorProduct(1, 1, 1)(torch.ones(2, 5), torch.ones(2, 4)), ShapeError, "x to be"),
+        (lambda: GauntTensorProduct(1, 1, 1, backend="fft"), ArgumentError, "backend"),
+        (lambda: GauntTensorProduct(1, 1, 1, normalization="unit"), ArgumentError, "normalization"),
+        (lambda: GauntTensorProduct(1, 1, 1, channels=3)(torch.ones(2, 4), torch.ones(3, 4)), ShapeError, "x of shape"),
+        (lambda: GauntManyBody(1, 1, 2, backend="cg"), ArgumentError, "backend"),
+        (lambda: GauntManyBody(1, 1, 2, normalization="unit"), ArgumentError, "normalization"),
         (lambda: GauntManyBody(1, 4, 3), ArgumentError, "l_out"),
         (lambda: GauntManyBody(1, 1, 0), ArgumentError, "order"),
         (lambda: GauntConvolution(1, 1, 3, torch.nn.Identity()), ArgumentError, "l_out"),
+        (lambda: GauntConvolution(1, 1, 1, None), ArgumentTypeError, "radial"),
+        (lambda: GauntConvolution(1, 1, 1, torch.nn.Identity(), zero_vector="x"), ArgumentError, "zero_vector"),
+        (lambda: GauntConvolution(1, 1, 1, torch.nn.Identity(), normalization="x"), ArgumentError, "normalization"),
         (lambda: DegreeLinear(1, 0, 2), ArgumentError, "channels_in"),
         (lambda: DegreeLinear(1, 2, 2)(torch.ones(3, 4)), ShapeError, "DegreeLinear"),
     ],

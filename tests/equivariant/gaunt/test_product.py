@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hesse.equivariant.gaunt import (
+    _tables,
     antisymmetric_tensor_product,
     fastest_backend,
     gaunt_coefficients,
@@ -181,6 +182,26 @@ def test_batches_broadcast_and_chunks_change_nothing(backend):
     assert gaunt_tensor_product(x[:0], y, 4, 4, 4, backend=backend).shape == (0, 2, 25)
 
 
+@pytest.mark.parametrize("backend", ["dense", "grid"])
+def test_default_chunks_change_nothing(backend):
+    """Invariance: a batch that a CPU cuts in several pieces, each thread's share, against the whole at once."""
+    rows = torch.get_num_threads() * (1 << 20) // 200 + 7  # 200 samples or more a row
+    x, y = _features(rows, 6, dtype=torch.float32), _features(rows, 6, seed=1, dtype=torch.float32)
+    whole = gaunt_tensor_product(x, y, 6, 6, 12, backend=backend, max_grid_elements=1 << 30)
+    torch.testing.assert_close(gaunt_tensor_product(x, y, 6, 6, 12, backend=backend), whole)
+
+
+@pytest.mark.parametrize("within", [1, 2, 5, 8, 10, 13, 16, 24])
+def test_points_of_the_dense_back_end_are_well_conditioned(within):
+    """Oracle: singular values of the harmonics there; and fewer points than an exact quadrature once degrees count."""
+    values = _tables.dense_evaluation(within, within, 1 << 10, "value", "integral", F64, torch.device("cpu"))
+    assert (within + 1) ** 2 <= values.shape[1] < 1.4 * (within + 1) ** 2 + 8
+    assert float(torch.linalg.cond(values)) < 4
+    if within > 2:
+        polar, azimuth = _tables.grid_size(2 * within)
+        assert values.shape[1] == _tables.num_dense_samples(within, 2 * within) < polar * azimuth
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_rounded_once(dtype):
     """Oracle: float32 arithmetic of the same numbers."""
@@ -190,7 +211,7 @@ def test_half_precision_is_rounded_once(dtype):
     )
 
 
-@pytest.mark.parametrize("degree", [2, 5])
+@pytest.mark.parametrize("degree", [2, 6])
 def test_compiles_to_one_graph(degree):
     """Oracle: eager mode. Tables enter the graph as constants, and so do degrees."""
     torch.compiler.reset()

@@ -135,6 +135,7 @@ def test_training_draws_anew(group):
         (lambda: LieResNet(GLPlus(2), 0), ArgumentError, "num_classes"),
         (lambda: LieResNet(GLPlus(2), 3, num_blocks=0), ArgumentError, "num_blocks"),
         (lambda: LieResNet(GLPlus(2), 3, num_draws=1.5), ArgumentTypeError, "num_draws"),
+        (lambda: LieResNet(GLPlus(2), 3, dropout=1.0), ArgumentError, "dropout"),
         (lambda: LieResNet(SL(2), 3, context=SampleContext(SO(2))), ArgumentError, "context"),
         (lambda: LieResNet(GLPlus(3), 3), ArgumentError, "plane"),
         (lambda: _network()(torch.ones(2, 3, 8, 8, dtype=F64)), ShapeError, "x of shape"),

@@ -48,3 +48,12 @@ def test_recalibration():
     assert all(norm.momentum == 0.1 for norm in network.modules() if isinstance(norm, RMSNormG))
     with pytest.raises(ArgumentError, match="batches"):
         recalibrate(network, [])
+
+
+@pytest.mark.parametrize(
+    ("options", "match"), [({"momentum": 0.0}, "momentum"), ({"momentum": 2.0}, "momentum"), ({"eps": 0.0}, "eps")]
+)
+def test_refuses(options, match):
+    """Oracle: what the docstring raises, by name of the argument."""
+    with pytest.raises(ArgumentError, match=match):
+        RMSNormG(3, **options)

@@ -98,3 +98,5 @@ def test_refuses_shapes():
         layer(torch.ones(2, 3, 1, 4), torch.ones(2, 3, 2), part)
     with pytest.raises(ShapeError, match="points of shape"):
         layer(torch.ones(2, 3, 1, 8), torch.ones(2, 3, 3), part)
+    with pytest.raises(ArgumentTypeError, match="points"):
+        layer(torch.ones(2, 3, 1, 8), torch.ones(2, 3, 2).numpy(), part)

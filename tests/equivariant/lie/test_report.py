@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hesse.equivariant.lie import SO, GLPlus, LieResNet, equivariance_report, transform_images
-from hesse.errors import ShapeError
+from hesse.errors import ArgumentError, ShapeError
 
 F64 = torch.float64
 
@@ -57,3 +57,6 @@ def test_report_of_equivariance():
     assert equivariance_report(_network(), x, eye).resampling > rotated.resampling
     with pytest.raises(ShapeError, match="two images"):
         equivariance_report(network, x[:1], eye)
+    for g in (torch.diag(torch.tensor([1.0, 0.0])), torch.diag(torch.tensor([1.0, -1.0])), eye * torch.nan):
+        with pytest.raises(ArgumentError, match="g to be"):
+            equivariance_report(network, x, g)

@@ -7,7 +7,7 @@ import scipy.optimize
 import torch
 
 from benchmarks.optim._adasketch_problems import TEST_PROBLEMS, laplacian_problem
-from hesse.errors import ArgumentError, ConvergenceError, NumericalError, ShapeError, SingularError
+from hesse.errors import ArgumentError, ArgumentTypeError, ConvergenceError, NumericalError, ShapeError, SingularError
 from hesse.optim.adasketch import AugmentedLagrangianMerit, adasketch_newton
 from tests.optim.adasketch.cases import circle, curved, quadratic, seeded
 
@@ -274,6 +274,10 @@ def test_float32_cannot_have_theory_accuracy():
         (ArgumentError, {"con": lambda x: torch.cat([x, x])}),
         (ArgumentError, {"lam0": "zeros"}),
         (NumericalError, {"fun": lambda x: x.sum().log() * torch.nan}),
+        (ArgumentTypeError, {"x0": [-2.0, -0.5]}),
+        (ArgumentTypeError, {"lam0": [0.0]}),
+        (ArgumentTypeError, {"block_size": 2.5}),
+        (ArgumentTypeError, {"max_steps": "many"}),
     ],
 )
 def test_bad_arguments(error, changes):
@@ -281,4 +285,4 @@ def test_bad_arguments(error, changes):
     arguments = {"fun": lambda x: x.sum(), "con": circle, "x0": torch.tensor([-2.0, -0.5])} | changes
     with pytest.raises(error, match=next(iter(changes)) if "con" not in changes else "con") as caught:
         adasketch_newton(**arguments)
-    assert isinstance(caught.value, ValueError | ArithmeticError)
+    assert isinstance(caught.value, ValueError | ArithmeticError | TypeError)

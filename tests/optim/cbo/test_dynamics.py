@@ -410,6 +410,13 @@ def test_refuses_what_does_not_fit():
         CBO(bowl, torch.zeros(3, dtype=torch.float16))
     with pytest.raises(ArgumentTypeError, match="callable"):
         CBO(3, dim=2)
+    with pytest.raises(ArgumentTypeError, match="x0 to be a tensor, got list"):
+        CBO(bowl, [0.0, 0.0])
+    for name in ("dim", "num_particles", "num_runs", "batch_size"):
+        with pytest.raises(ArgumentTypeError, match=f"{name} to be an integer"):
+            CBO(bowl, **{"dim": 2, name: 20.5})
+    with pytest.raises(NumericalError, match="x0 has NaN or Inf"):
+        CBO(bowl, torch.tensor([0.0, math.nan]))
     with pytest.raises(ArgumentError, match="number of coordinates"):
         CBO(bowl)
     with pytest.raises(ShapeError, match="disagree"):

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from hesse.errors import ArgumentError, ShapeError
+from hesse.errors import ArgumentError, ArgumentTypeError, ShapeError
 from hesse.linalg import Ball, Box, Simplex
 from hesse.optim import OOMDRules, oomd_init, oomd_play, oomd_round, oomd_update, regret
 
@@ -295,8 +295,8 @@ def test_other_sets_in_the_exp_concave_metric():
         ({"grad_bound": math.inf}, "grad_bound"),
         ({"smoothness": -1.0}, "smoothness"),
         ({"geometry": "flat"}, "geometry"),
-        ({"geometry": "strongly-convex"}, "strong"),
-        ({"strong": 1.0}, "strong"),
+        ({"geometry": "strongly-convex"}, "needs strong$"),
+        ({"strong": 1.0}, "strong belongs to .*, got geometry='convex'"),
         ({"geometry": "strongly-convex", "strong": 0.0}, "strong"),
         ({"geometry": "exp-concave", "grad_bound": 1.0}, "exp_concavity"),
         ({"geometry": "exp-concave", "exp_concavity": 1.0}, "grad_bound"),
@@ -309,6 +309,16 @@ def test_other_sets_in_the_exp_concave_metric():
 def test_bad_rules(options, match):
     """Oracle: the documented errors."""
     with pytest.raises(ArgumentError, match=match):
+        OOMDRules(**{"diameter": 1.0, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [({"diameter": "2"}, "diameter"), ({"projection": "ball"}, "projection"), ({"prox": 3.0}, "prox")],
+)
+def test_rules_of_the_wrong_kind(options, match):
+    """Oracle: the documented error names the argument."""
+    with pytest.raises(ArgumentTypeError, match=f"expected {match} to be"):
         OOMDRules(**{"diameter": 1.0, **options})
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hesse.errors import ArgumentError, NumericalError, ShapeError
+from hesse.errors import ArgumentError, ArgumentTypeError, NumericalError, ShapeError
 from hesse.optim.subgm import StepRule, l1_subgradient, numerical_rank, recover_psd
 from hesse.optim.subgm.measurements import as_measurements
 from tests.optim.subgm.cases import F64, problem, relative_error, seeded
@@ -220,9 +220,10 @@ def test_numerical_rank_by_hand():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rank": 7}, "rank between 1 and d = 6, got 7"),
-        ({"rank": 0}, "rank between"),
+        ({"rank": 7}, "rank <= d = 6, got 7"),
+        ({"rank": 0}, "rank >= 1, got 0"),
         ({"init_scale": 0.0}, "init_scale > 0"),
+        ({"init_scale": 1e-160}, "init_scale 1e-160 is lost in torch.float64"),
         ({"max_steps": 0}, "max_steps >= 1"),
         ({"tol": -1.0}, "tol >= 0"),
         ({"smoothing": math.nan}, "smoothing >= 0"),
@@ -237,6 +238,23 @@ def test_bad_options_are_refused(options, message):
     A, y, _ = problem()
     with pytest.raises(ArgumentError, match=message):
         recover_psd(A, y, **options)
+
+
+@pytest.mark.parametrize("option", ["rank", "max_steps", "batch_size"])
+def test_counts_must_be_integers(option):
+    """Oracle: an error that names the option."""
+    A, y, _ = problem()
+    with pytest.raises(ArgumentTypeError, match=f"{option} to be an integer, got 2.5"):
+        recover_psd(A, y, **{option: 2.5})
+
+
+def test_no_start_vanishes_in_single_precision():
+    """Oracle: the truth from the least start allowed; below, where UUᵀ is rounded to zero, the promised error."""
+    A, y, truth = problem()
+    found = recover_psd(A.float(), y.float(), init_scale=1.2e-19)
+    assert relative_error(found.matrix, truth.float()) < 1e-5
+    with pytest.raises(ArgumentError, match=r"init_scale 1e-24 is lost in torch\.float32"):
+        recover_psd(A.float(), y.float(), init_scale=1e-24)
 
 
 def test_bad_targets_are_refused():

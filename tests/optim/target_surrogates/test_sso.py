@@ -275,6 +275,8 @@ def test_a_zero_gradient_moves_nothing():
         ({"inner": "newton"}, "inner"),
         ({"divergence": "bregman"}, "divergence"),
         ({"divergence": torch.ones(2, 3)}, "divergence"),
+        ({"divergence": -torch.eye(2)}, "divergence matrix that is symmetric and positive definite"),
+        ({"divergence": torch.tensor([[1.0, 0.5], [0.0, 1.0]])}, "divergence matrix that is symmetric"),
         ({"reduction": "max"}, "reduction"),
         ({"schedule": "diagonal-adagrad", "divergence": "kl"}, "diagonal-adagrad"),
     ],

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from benchmarks.optim._halpern_problems import quadratic_game
-from hesse.errors import ArgumentError, ConvergenceError, ShapeError
+from hesse.errors import ArgumentError, ArgumentTypeError, ConvergenceError, ShapeError
 from hesse.linalg import Ball
-from hesse.optim import FiniteSumOperator, halpern, inclusion_residual, vr_halpern
+from hesse.optim import FiniteSumOperator, halpern, inclusion_residual, inexact_halpern, vr_halpern
 from tests.optim.vr_halpern.cases import AffineSum, seeded
 
 
@@ -271,6 +271,15 @@ def test_bad_options_are_refused_before_work(options, name):
     case = AffineSum(20)
     with pytest.raises(ArgumentError, match=name):
         vr_halpern(case.operator, case.start, **({"L": 1.0} | options))
+    assert case.operator.evaluations == 0
+
+
+def test_batches_are_counted_in_integers():
+    """Oracle: the documented error, raised with no evaluation made, by both solvers with batches."""
+    case = AffineSum(20)
+    for solver in (vr_halpern, inexact_halpern):
+        with pytest.raises(ArgumentTypeError, match="batch_size to be an integer"):
+            solver(case.operator, case.start, L=1.0, batch_size=3.5)
     assert case.operator.evaluations == 0
 
 

@@ -81,6 +81,9 @@ def test_unknown_spaces_are_refused():
 
     with pytest.raises(ArgumentTypeError, match="Box or Discrete"):
         GymnasiumEnv(Odd)
+    with pytest.raises(ArgumentError, match="gymnasium cannot make 'Foo-v9'"):
+        GymnasiumEnv("Foo-v9")
+    assert GymnasiumEnv("Pendulum-v1").name == "Pendulum-v1"
 
 
 def test_bad_tables():

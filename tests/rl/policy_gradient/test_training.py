@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hesse.errors import ArgumentError, ArtifactError
+from hesse.errors import ArgumentError, ArgumentTypeError, ArtifactError
 from hesse.rl import (
     HARPG,
     NPGIGT,
@@ -14,6 +14,7 @@ from hesse.rl import (
     GaussianPolicy,
     History,
     MixedPolicy,
+    StormPG,
     collect,
     train,
     with_baseline,
@@ -124,6 +125,52 @@ def test_a_resumed_run_is_the_same_run(tmp_path):
         train(CartPole(), policy, HARPG(policy, 0.3), horizon=30, episodes=40, batch=4, checkpoint=tmp_path / "run")
 
 
+class Tilted(CartPole):
+    """Another environment with the spaces of the first."""
+
+
+@pytest.mark.parametrize(
+    ("change", "odd"),
+    [
+        (lambda policy: (CartPole(), HARPG(policy, 0.2, normalized=False)), "normalized True there and False now"),
+        (lambda policy: (CartPole(), HARPG(policy, 0.2, schedule=False)), "schedule"),
+        (lambda policy: (CartPole(), HARPG(policy, 0.2, max_kl=0.1)), "max_kl"),
+        (lambda policy: (CartPole(), NPGIGT(policy, 0.2)), "optimizer HARPG there and NPGIGT now"),
+        (lambda policy: (CartPole(), StormPG(policy, 0.2)), "optimizer HARPG there and StormPG now"),
+        (lambda policy: (Tilted(), HARPG(policy, 0.2)), "environment CartPole, .* there and Tilted, "),
+    ],
+)
+def test_a_checkpoint_knows_its_run(tmp_path, change, odd):
+    """Oracle: each thing that steps depend on, changed alone, is refused and named; the file is left as it was."""
+    policy = CategoricalPolicy(4, 2, (8,), generator=seeded(0))
+    options = {"horizon": 5, "batch": 2, "checkpoint": tmp_path / "run"}
+    train(CartPole(), policy, HARPG(policy, 0.2), episodes=2, **options)
+    kept = (tmp_path / "run").read_bytes()
+    with pytest.raises(ArtifactError, match=odd):
+        train(*(lambda world, method: (world, policy, method))(*change(policy)), episodes=6, **options)
+    assert (tmp_path / "run").read_bytes() == kept
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "odd"),
+    [
+        (
+            lambda p: NPGIGT(p, 0.2),
+            lambda p: NPGIGT(p, 0.2, extrapolation_cap=None),
+            "extrapolation_cap 10.0 there and",
+        ),
+        (lambda p: StormPG(p, 0.2), lambda p: StormPG(p, 0.2, max_weight=3.0), "max_weight 2.0 there and 3.0 now"),
+    ],
+)
+def test_a_checkpoint_knows_the_constants_of_its_method(tmp_path, first, second, odd):
+    """Oracle: a constant that only this method has, changed alone, is refused and named."""
+    policy = CategoricalPolicy(4, 2, (8,), generator=seeded(0))
+    options = {"horizon": 5, "batch": 2, "checkpoint": tmp_path / "run"}
+    train(CartPole(), policy, first(policy), episodes=2, **options)
+    with pytest.raises(ArtifactError, match=odd):
+        train(CartPole(), policy, second(policy), episodes=6, **options)
+
+
 def test_budgets_and_history():
     """Oracle: counting; a history survives the round trip through numbers."""
     policy = CategoricalPolicy(4, 2, (8,), generator=seeded(0))
@@ -155,6 +202,12 @@ def test_bad_arguments(options):
     world, policy, _ = decision_process()
     with pytest.raises(ArgumentError):
         train(world, policy, NPGIGT(policy, 1.0), horizon=5, **options)
+    with pytest.raises(ArgumentError, match="episodes=9 do not pay for one iteration of batch=10"):
+        train(world, policy, NPGIGT(policy, 1.0), horizon=5, episodes=9, batch=10)
+    with pytest.raises(ArgumentTypeError, match="expected env to be a VectorEnv"):
+        train("cartpole", policy, NPGIGT(policy, 1.0), horizon=5, episodes=15)
+    with pytest.raises(ArgumentTypeError, match="horizon to be an integer"):
+        train(world, policy, NPGIGT(policy, 1.0), horizon=5.5, episodes=15)
 
 
 def test_gradient_weights_stay_finite_in_both_precisions():

@@ -138,6 +138,9 @@ def test_bad_arguments_are_named():
         OrthogonalBinding(1)
     with pytest.raises(ShapeError, match="64"):
         OrthogonalBinding(64).bind("a", torch.ones(32))
+    for role in (3, ("a", 3)):
+        with pytest.raises(ArgumentTypeError, match="role"):
+            OrthogonalBinding(64).bind(role, torch.ones(64))
     with pytest.raises(ArgumentError, match="at least one"):
         bundle([])
     with pytest.raises(ShapeError, match="weights"):

@@ -301,6 +301,8 @@ def test_cache_may_be_small_or_none():
 
 def test_bad_input_is_named():
     """Oracle: the error taxonomy, with the place in the document."""
+    with pytest.raises(ArgumentTypeError, match="set at /a"):
+        JSONEncoder(64).fit([{"a": {1}}])
     with pytest.raises(ArgumentTypeError, match=r"set at /a/\*/b"):
         JSONEncoder(64).encode({"a": [{"b": {1, 2}}]})
     with pytest.raises(ArgumentTypeError, match="keys"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hesse.errors import ArgumentError, ArgumentTypeError, ArtifactError, ShapeError
+from hesse.errors import ArgumentError, ArgumentTypeError, ArtifactError, NumericalError, ShapeError
 from hesse.vsa import IncrementalEncoder, JSONEncoder, JSONIndex
 
 WORDS = ["oak", "elm", "fir", "ash", "yew", "box", "bay", "fig"]
@@ -107,6 +107,10 @@ def test_index_refuses(tmp_path):
             call()
     with pytest.raises(ShapeError, match="64"):
         index.search_vector(torch.ones(65))
+    with pytest.raises(NumericalError, match="vector"):
+        index.search_vector(torch.full((64,), torch.nan))
+    with pytest.raises(ArgumentTypeError, match="k to be"):
+        index.search({"a": 1}, 2.5)
     index.save(tmp_path)
     with pytest.raises(ArtifactError, match="fingerprint"):
         JSONIndex.load(tmp_path, JSONEncoder(64, soft_keys=1.0))

@@ -6,6 +6,9 @@ rows.
 A grid of ``degree`` D has T = ⌊D/2⌋ + 1 Gauss-Legendre nodes in cos t and P = D + 1 equidistant azimuths: it integrates
 spherical polynomials up to degree D exactly. D must cover the degrees of all factors and of the harmonic that the
 product is projected on; one node fewer folds high orders onto low ones, without any sign that it did.
+
+A spiral for functions of degree N needs no quadrature: a few more points than the (N + 1)² coefficients, which are the
+solution of least squares. That is half of a grid's points for a product that is not cut off.
 """
 
 import math
@@ -34,6 +37,7 @@ __all__ = [
     "grid_of_degree",
     "grid_size",
     "meridian_projection",
+    "num_dense_samples",
     "separable_evaluation",
     "separable_projection",
     "to_meridians",
@@ -68,6 +72,11 @@ def grid_size(degree: int) -> tuple[int, int]:
     return degree // 2 + 1, degree + 1
 
 
+def num_dense_samples(within: int, degree: int) -> int:
+    # Points of the dense back end, for products of degree ``within`` and a grid of ``degree``: the fewer of the two
+    return min(_spiral_size(within), math.prod(grid_size(degree)))
+
+
 def constant(function: Callable[..., Made]) -> Callable[..., Made]:
     # Keep what a builder of tables returns; a compiled graph then holds it as a constant. Tables outlive the call
     # that made them, so that they must not be tensors of inference mode, which autograd refuses.
@@ -85,22 +94,40 @@ def constant(function: Callable[..., Made]) -> Callable[..., Made]:
 
 @constant
 def dense_evaluation(
-    l_max: int, degree: int, kind: Kind, normalization: Normalization, dtype: torch.dtype, device: torch.device
+    l_max: int,
+    within: int,
+    degree: int,
+    kind: Kind,
+    normalization: Normalization,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Tensor:
-    # (K, T P): from coefficients to samples in one product
-    return (_harmonics(l_max, degree, kind) / _factors(l_max, normalization)).to(device, dtype)
+    # (K, S): from coefficients to samples in one product
+    if _takes_spiral(within, degree):
+        values = _harmonics_at(l_max, *_spiral(within), kind)
+    else:
+        values = _harmonics(l_max, degree, kind)
+    return (values / _factors(l_max, normalization)).to(device, dtype)
 
 
 @constant
 def dense_projection(
     l_max: int,
+    within: int,
     degree: int,
     over_sine: bool,
     normalization: Normalization,
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    # (T P, K): from samples to coefficients; ``over_sine`` divides the samples by sin t first
+    # (S, K): from samples to coefficients; ``over_sine`` divides the samples by sin t first
+    if _takes_spiral(within, degree):
+        angle, azimuth = _spiral(within)
+        # The pseudo-inverse of Y = RᵀQᵀ is Q R⁻ᵀ; its condition number is that of the points, below four
+        Q, R = torch.linalg.qr(_harmonics_at(within, angle, azimuth, "value").mT)
+        inverse = torch.linalg.solve_triangular(R.mT, Q, upper=False, left=False)[:, : (l_max + 1) ** 2]
+        columns = inverse / angle.sin()[:, None] if over_sine else inverse
+        return (columns * _factors(l_max, normalization)[:, 0]).contiguous().to(device, dtype)
     weights = _weights(degree, over_sine).repeat_interleave(degree + 1)
     rows = _harmonics(l_max, degree, "value") * _factors(l_max, normalization) * weights
     return rows.mT.contiguous().to(device, dtype)
@@ -117,8 +144,9 @@ def separable_evaluation(
     device: torch.device,
 ) -> SeparableTable:
     # From coefficients to samples, order by order, then over the azimuth
-    polar = _signed_polar(l_max, m_max, degree, kind) / _by_degree(l_max, normalization)  # (M, T, L + 1)
-    azimuth = _azimuth(m_max, degree, kind).mT.contiguous()
+    polar = _signed_polar(l_max, m_max, _polar_nodes(degree)[0], kind)  # (M, T, L + 1)
+    polar = polar / _by_degree(l_max, normalization)
+    azimuth = _azimuth(m_max, _azimuthal_nodes(degree), kind).mT.contiguous()
     return SeparableTable(polar.to(device, dtype), azimuth.to(device, dtype), _gather_index(l_max, m_max).to(device))
 
 
@@ -132,9 +160,9 @@ def separable_projection(
     device: torch.device,
 ) -> SeparableTable:
     # From samples to coefficients: over the azimuth, then order by order
-    polar = _signed_polar(l_max, l_max, degree, "value") * _by_degree(l_max, normalization)
+    polar = _signed_polar(l_max, l_max, _polar_nodes(degree)[0], "value") * _by_degree(l_max, normalization)
     polar = (polar * _weights(degree, over_sine)[:, None]).mT.contiguous()
-    azimuth = _azimuth(l_max, degree, "value")
+    azimuth = _azimuth(l_max, _azimuthal_nodes(degree), "value")
     return SeparableTable(polar.to(device, dtype), azimuth.to(device, dtype), _scatter_index(l_max).to(device))
 
 
@@ -153,10 +181,10 @@ def meridian_projection(
     l_max: int, degree: int, normalization: Normalization, dtype: torch.dtype, device: torch.device
 ) -> SeparableTable:
     # From one meridian of each order to coefficients; the integral over the azimuth is 2π or π
-    polar = _signed_polar(l_max, l_max, degree, "value") * _by_degree(l_max, normalization)
+    angle, weights = _polar_nodes(degree)
+    polar = _signed_polar(l_max, l_max, angle, "value") * _by_degree(l_max, normalization)
     orders = torch.arange(-l_max, l_max + 1)
     around = torch.where(orders == 0, 2.0, 1.0).to(torch.float64) * math.pi
-    _, weights = _polar_nodes(degree)
     polar = (polar * weights[:, None] * around[:, None, None]).mT.contiguous()
     azimuth = torch.empty(0, dtype=dtype, device=device)  # already done
     return SeparableTable(polar.to(device, dtype), azimuth, _scatter_index(l_max).to(device))
@@ -224,7 +252,7 @@ def fourier_tables(
 def grid_of_degree(degree: int) -> tuple[Tensor, Tensor]:
     # Unit vectors (S, 3) of a grid for degree 2 l, and the harmonics of degree l there times weights, (S, 2 l + 1)
     angle, _ = _polar_nodes(2 * degree)
-    p = torch.arange(2 * degree + 1, dtype=torch.float64) * (2 * math.pi / (2 * degree + 1))
+    p = _azimuthal_nodes(2 * degree)
     sine = angle.sin()[:, None]
     columns = [sine * p.sin(), angle.cos()[:, None].expand(-1, len(p)), sine * p.cos()]
     weights = _weights(2 * degree, False).repeat_interleave(len(p))
@@ -256,15 +284,35 @@ def _polar_nodes(degree: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(np.arccos(nodes)), torch.from_numpy(weights)
 
 
+def _azimuthal_nodes(degree: int) -> Tensor:
+    return torch.arange(degree + 1, dtype=torch.float64) * (2 * math.pi / (degree + 1))
+
+
+def _spiral_size(within: int) -> int:
+    # A condition number below 4 up to degree 32, which takes the more points beyond the unknowns, the larger N is
+    return 8 * math.ceil((within + 1) ** 2 * (1 + within / 80) / 8)
+
+
+def _takes_spiral(within: int, degree: int) -> bool:
+    return _spiral_size(within) < math.prod(grid_size(degree))
+
+
+def _spiral(within: int) -> tuple[Tensor, Tensor]:
+    # Polar angles and azimuths of a Fibonacci lattice: equal areas, one golden angle after another, never at a pole
+    count = _spiral_size(within)
+    index = torch.arange(count, dtype=torch.float64)
+    turns = index * ((3 - math.sqrt(5)) / 2)
+    return torch.arccos(1 - (2 * index + 1) / count), 2 * math.pi * (turns % 1)  # m times many turns would lose digits
+
+
 def _weights(degree: int, over_sine: bool) -> Tensor:
     angle, weights = _polar_nodes(degree)
     weights = weights * (2 * math.pi / (degree + 1))
     return weights / angle.sin() if over_sine else weights  # Gauss nodes are never at a pole
 
 
-def _signed_polar(l_max: int, m_max: int, degree: int, kind: Kind) -> Tensor:
+def _signed_polar(l_max: int, m_max: int, angle: Tensor, kind: Kind) -> Tensor:
     # (M, T, L + 1): Θ or its derivative for orders -m_max..m_max, zero for orders beyond the degree
-    angle, _ = _polar_nodes(degree)
     theta = polar_functions(l_max, angle)
     if kind == "dt":
         theta = _slope(theta)
@@ -283,10 +331,9 @@ def _slope(theta: Tensor) -> Tensor:
     return raised - torch.nn.functional.pad(factor * theta[..., 1:], (0, 1))
 
 
-def _azimuth(m_max: int, degree: int, kind: Kind) -> Tensor:
-    # (M, P): cosines of m > 0, sines of m < 0, at equidistant azimuths
+def _azimuth(m_max: int, p: Tensor, kind: Kind) -> Tensor:
+    # (M, P): cosines of m > 0, sines of m < 0, or their derivatives
     m = torch.arange(-m_max, m_max + 1, dtype=torch.float64)[:, None]
-    p = torch.arange(degree + 1, dtype=torch.float64) * (2 * math.pi / (degree + 1))
     if kind == "dp":
         return torch.where(m < 0, -m * torch.cos(m * p), -m * torch.sin(m * p))
     return torch.where(m < 0, -torch.sin(m * p), torch.cos(m * p))
@@ -294,8 +341,14 @@ def _azimuth(m_max: int, degree: int, kind: Kind) -> Tensor:
 
 def _harmonics(l_max: int, degree: int, kind: Kind) -> Tensor:
     # (K, T P): orthonormal harmonics, or derivatives of them, on the grid
-    polar, azimuth = _signed_polar(l_max, l_max, degree, kind), _azimuth(l_max, degree, kind)
-    samples = torch.einsum("mtl,mp->mltp", polar, azimuth).flatten(2)
+    polar = _signed_polar(l_max, l_max, _polar_nodes(degree)[0], kind)
+    samples = torch.einsum("mtl,mp->mltp", polar, _azimuth(l_max, _azimuthal_nodes(degree), kind)).flatten(2)
+    return samples.flatten(0, 1)[_scatter_index(l_max)]
+
+
+def _harmonics_at(l_max: int, angle: Tensor, azimuth: Tensor, kind: Kind) -> Tensor:
+    # (K, S): the same at points, one polar angle and one azimuth each
+    samples = torch.einsum("msl,ms->mls", _signed_polar(l_max, l_max, angle, kind), _azimuth(l_max, azimuth, kind))
     return samples.flatten(0, 1)[_scatter_index(l_max)]
 
 

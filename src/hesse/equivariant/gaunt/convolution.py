@@ -8,12 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from hesse.equivariant._arguments import check_count
+from hesse.equivariant._arguments import check_choice, check_count
 from hesse.equivariant.gaunt import _tables
 from hesse.equivariant.gaunt._arguments import Normalization, check_features, check_normalization, compute_dtype
 from hesse.equivariant.gaunt.harmonics import unit_vectors
 from hesse.equivariant.gaunt.rotation import from_pole, polar_frame, to_pole
-from hesse.errors import ArgumentError, ShapeError
+from hesse.errors import ArgumentError, ArgumentTypeError, ShapeError
 
 __all__ = ["GauntConvolution", "gaunt_convolution"]
 
@@ -73,8 +73,7 @@ def gaunt_convolution(
     call = "gaunt_convolution"
     _check_shapes(call, x, direction, radial, (l_in, l_edge, l_out))
     check_normalization(call, normalization)
-    if zero_vector not in ("raise", "scalar"):
-        raise ArgumentError(f"{call}: expected zero_vector to be raise or scalar, got {zero_vector!r}")
+    check_choice(call, "zero_vector", zero_vector, ("raise", "scalar"))
     dtype, wide = x.dtype, compute_dtype(x.dtype)
     x, direction, radial = (tensor.to(wide) for tensor in (x, direction, radial))
     if zero_vector == "scalar":
@@ -105,7 +104,9 @@ class GauntConvolution(nn.Module):
     Raises
     ------
     ArgumentError
-        If degrees are out of range.
+        If degrees are out of range, or a name is unknown.
+    ArgumentTypeError
+        If ``radial`` is no module.
     """
 
     def __init__(
@@ -120,6 +121,10 @@ class GauntConvolution(nn.Module):
     ) -> None:
         super().__init__()
         _check_three_degrees("GauntConvolution", (l_in, l_edge, l_out))
+        check_normalization("GauntConvolution", normalization)
+        check_choice("GauntConvolution", "zero_vector", zero_vector, ("raise", "scalar"))
+        if not isinstance(radial, nn.Module):
+            raise ArgumentTypeError(f"GauntConvolution: expected radial to be a module, got {type(radial).__name__}")
         self.l_in, self.l_edge, self.l_out = l_in, l_edge, l_out
         self.radial = radial
         self.normalization: Normalization = normalization

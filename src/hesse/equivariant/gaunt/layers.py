@@ -1,12 +1,12 @@
 """Modules around the products: weights of degrees, and mixing of channels.   Shapes: C channels, K = (l + 1)²."""
 
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Generator, Tensor, nn
 
-from hesse.equivariant._arguments import check_count
-from hesse.equivariant.gaunt._arguments import Normalization, check_features
+from hesse.equivariant._arguments import check_choice, check_count
+from hesse.equivariant.gaunt._arguments import Normalization, check_features, check_normalization
 from hesse.equivariant.gaunt.product import (
     Backend,
     antisymmetric_tensor_product,
@@ -41,7 +41,7 @@ class GauntTensorProduct(nn.Module):
     Raises
     ------
     ArgumentError
-        If degrees or channels are out of range, or the back end does not exist for this product.
+        If degrees or channels are out of range, a name is unknown, or the back end does not exist for this product.
     """
 
     def __init__(
@@ -64,6 +64,8 @@ class GauntTensorProduct(nn.Module):
             raise ArgumentError(f"GauntTensorProduct: expected l3 <= {limit}, got {l3}")
         if channels is not None:
             check_count("GauntTensorProduct", "channels", channels, 1)
+        check_choice("GauntTensorProduct", "backend", backend, get_args(Backend))
+        check_normalization("GauntTensorProduct", normalization)
         if antisymmetric and backend in ("fourier", "cg"):
             raise ArgumentError(f"GauntTensorProduct: antisymmetric has no backend {backend!r}; take dense or grid")
         self.l1, self.l2, self.l3 = l1, l2, l3
@@ -86,16 +88,21 @@ class GauntTensorProduct(nn.Module):
         -------
         Tensor, shape (..., C, (l₃ + 1)²)
             The product.
+
+        Raises
+        ------
+        ShapeError
+            If a feature has another number of channels than the weights, or as `gaunt_tensor_product`.
         """
         first, second, third = self.weights or (None, None, None)
-        x, y = _weigh(x, first), _weigh(y, second)
+        x, y = _weigh("x", x, first), _weigh("y", y, second)
         degrees = (self.l1, self.l2, self.l3)
         if self.antisymmetric:
             backend = cast(Literal["auto", "dense", "grid"], self.backend)  # the constructor let no other through
             z = antisymmetric_tensor_product(x, y, *degrees, backend=backend, normalization=self.normalization)
         else:
             z = gaunt_tensor_product(x, y, *degrees, backend=self.backend, normalization=self.normalization)
-        return _weigh(z, third)
+        return _weigh("z", z, third)
 
 
 class GauntManyBody(nn.Module):
@@ -117,7 +124,7 @@ class GauntManyBody(nn.Module):
     Raises
     ------
     ArgumentError
-        If degrees, order or channels are out of range.
+        If degrees, order or channels are out of range, or a name is unknown.
     """
 
     def __init__(
@@ -138,6 +145,8 @@ class GauntManyBody(nn.Module):
             raise ArgumentError(f"GauntManyBody: expected l_out <= order · l_in = {order * l_in}, got {l_out}")
         if channels is not None:
             check_count("GauntManyBody", "channels", channels, 1)
+        check_choice("GauntManyBody", "backend", backend, ("auto", "dense", "grid"))
+        check_normalization("GauntManyBody", normalization)
         self.l_in, self.l_out, self.order = l_in, l_out, order
         self.backend: Literal["auto", "dense", "grid"] = backend
         self.normalization: Normalization = normalization
@@ -166,7 +175,7 @@ class GauntManyBody(nn.Module):
             backend=self.backend,
             normalization=self.normalization,
         )
-        return _weigh(z, self.degree_weights)
+        return _weigh("z", z, self.degree_weights)
 
 
 class DegreeLinear(nn.Module):
@@ -230,9 +239,14 @@ def _ones(channels: int | None, degree: int) -> Tensor:
     return torch.ones(*(() if channels is None else (channels,)), degree + 1)
 
 
-def _weigh(x: Tensor, weight: Tensor | None) -> Tensor:
-    if weight is None:
-        return x
+def _weigh(name: str, x: Tensor, weight: Tensor | None) -> Tensor:
+    if weight is None or not isinstance(x, Tensor):
+        return x  # the product refuses what is no tensor
+    if weight.ndim == 2 and x.ndim > 1 and x.shape[-2] not in (1, len(weight)):
+        raise ShapeError(
+            f"GauntTensorProduct: expected {name} of shape (..., C, K) with C = {len(weight)} channels or one, "
+            f"got {tuple(x.shape)}"
+        )
     counts = torch.tensor([2 * degree + 1 for degree in range(weight.shape[-1])], device=weight.device)
     expanded = weight.repeat_interleave(counts, -1, output_size=weight.shape[-1] ** 2)
     if x.ndim == 0 or x.shape[-1] != expanded.shape[-1]:

@@ -3,6 +3,7 @@
 Shapes: K = (l + 1)² coefficients of degrees 0 to l, C channels, B rows, S samples.
 """
 
+import math
 import time
 from collections.abc import Callable
 from statistics import median
@@ -27,7 +28,11 @@ __all__ = [
 
 Backend = Literal["auto", "dense", "grid", "fourier", "cg"]
 _BACKENDS = get_args(Backend)
-MAX_GRID_ELEMENTS = 1 << 26
+_MOST_SAMPLES = 1 << 26  # held at once where nothing is said: 256 MiB in float32
+_CACHED_SAMPLES = 1 << 18  # the same for each thread of a CPU: 1 MiB stays in its cache
+_WORTH_CUTTING = (
+    1 << 20
+)  # samples of a whole batch on a CPU, for each thread; with fewer, cutting costs more than it saves
 
 
 def gaunt_coefficients(l1: int, l2: int, l3: int) -> Tensor:
@@ -70,7 +75,7 @@ def gaunt_tensor_product(
     *,
     backend: Backend = "auto",
     normalization: Normalization = "integral",
-    max_grid_elements: int = MAX_GRID_ELEMENTS,
+    max_grid_elements: int | None = None,
 ) -> Tensor:
     """Multiply the functions f_x = Σ x_a Y_a and f_y, and expand the product: z_c = Σ_ab G_abc x_a y_b.
 
@@ -89,16 +94,18 @@ def gaunt_tensor_product(
     l1, l2, l3 : int
         Largest degrees of x, of y and of the result; l₃ <= l₁ + l₂. A smaller l₃ cuts off, and needs a smaller grid.
     backend : {"auto", "dense", "grid", "fourier", "cg"}, default "auto"
-        All are exact. "dense" takes samples by one matrix product, O(L⁴), the fastest up to degree 3 or so; "grid" goes
-        over the meridian order by order, then over the azimuth, O(L³); "fourier" is the form of the paper, an FFT in
-        two dimensions between sparse changes of basis, on a CPU slower than either at every degree that was measured;
-        "cg" contracts with all coefficients, O(L⁶). "auto" is "dense" while l₁, l₂ <= 3 and "grid" above;
-        `fastest_backend` measures instead.
+        All are exact. "dense" takes samples by one matrix product, at a few more points than the product has
+        coefficients, O(L⁴), the fastest up to degree 5 or so; "grid" goes over the meridian order by order, then over
+        the azimuth, O(L³); "fourier" is the form of the paper, an FFT in two dimensions between sparse changes of
+        basis, on a CPU slower than either at every degree that was measured; "cg" contracts with all coefficients,
+        O(L⁶). "auto" is "dense" while l₁ + l₂ <= 10 and "grid" above; `fastest_backend` measures instead.
     normalization : {"integral", "component", "norm"}, default "integral"
         Of the harmonics that x, y and z are coefficients of: if x and y are `spherical_harmonics` of some
         normalization at one point, so is z, times the sum of the harmonics' squares over it.
-    max_grid_elements : int, default 2²⁶
-        Samples held at once, for each of the two functions: longer batches are cut. 256 MiB in float32.
+    max_grid_elements : int, optional
+        Samples held at once, for each of the two functions: longer batches are cut. Default: 2²⁶, 256 MiB in float32;
+        on a CPU and outside compiled code, 2¹⁸ for each thread of a batch of more than 2²⁰, which is up to twice as
+        fast because samples stay in its cache.
 
     Returns
     -------
@@ -121,7 +128,7 @@ def gaunt_tensor_product(
     """
     call = "gaunt_tensor_product"
     x, y, dtype = _pair(call, x, y, (l1, l2, l3), l1 + l2, "l1 + l2", normalization, max_grid_elements)
-    chosen = _chosen(call, backend, max(l1, l2))
+    chosen = _chosen(call, backend, l1 + l2)
     if chosen == "cg":
         table = _tables.gaunt_table(l1, l2, l3, normalization, x.dtype, x.device)
         return torch.einsum("...a,...b,abc->...c", x, y, table).to(dtype)
@@ -129,13 +136,12 @@ def gaunt_tensor_product(
         tables = _tables.fourier_tables(l1, l2, l3, normalization, x.dtype, x.device)
         z = _by_chunks(lambda a, b: _fourier_product(a, b, tables), (x, y), tables.size**2, max_grid_elements)
         return z.to(dtype)
-    degree = l1 + l2 + l3
-    evaluate, project, _ = _sampling(chosen, degree, normalization, x)
+    way = _sampling(chosen, l1 + l2, l3, normalization, x)
 
     def product(a: Tensor, b: Tensor) -> Tensor:
-        return project(evaluate(a, l1, "value") * evaluate(b, l2, "value"), l3, False)
+        return way.project(way.evaluate(a, l1, "value") * way.evaluate(b, l2, "value"), l3, False)
 
-    return _by_chunks(product, (x, y), _samples(degree), max_grid_elements).to(dtype)
+    return _by_chunks(product, (x, y), way.samples, max_grid_elements).to(dtype)
 
 
 def antisymmetric_tensor_product(
@@ -147,7 +153,7 @@ def antisymmetric_tensor_product(
     *,
     backend: Literal["auto", "dense", "grid"] = "auto",
     normalization: Normalization = "integral",
-    max_grid_elements: int = MAX_GRID_ELEMENTS,
+    max_grid_elements: int | None = None,
 ) -> Tensor:
     """Expand the Poisson bracket {f_x, f_y} = r · (∇f_x × ∇f_y): the paths with l₁ + l₂ + l₃ odd, in O(L³) as well.
 
@@ -167,8 +173,8 @@ def antisymmetric_tensor_product(
         As for `gaunt_tensor_product`.
     normalization : {"integral", "component", "norm"}, default "integral"
         Of the harmonics that the features are coefficients of.
-    max_grid_elements : int, default 2²⁶
-        Samples held at once, for each of four functions.
+    max_grid_elements : int, optional
+        Samples held at once, for each of four functions. Default: as for `gaunt_tensor_product`.
 
     Returns
     -------
@@ -192,14 +198,14 @@ def antisymmetric_tensor_product(
     x, y, dtype = _pair(call, x, y, (l1, l2, l3), max(l1 + l2 - 1, 0), "l1 + l2 - 1", normalization, max_grid_elements)
     if backend not in ("auto", "dense", "grid"):
         raise ArgumentError(f"{call}: expected backend to be one of auto, dense, grid, got {backend!r}")
-    degree = l1 + l2 + l3
-    evaluate, project, _ = _sampling(_chosen(call, backend, max(l1, l2)), degree, normalization, x)
+    way = _sampling(_chosen(call, backend, l1 + l2), l1 + l2, l3, normalization, x)
+    evaluate = way.evaluate
 
     def bracket(a: Tensor, b: Tensor) -> Tensor:
         samples = evaluate(a, l1, "dt") * evaluate(b, l2, "dp") - evaluate(a, l1, "dp") * evaluate(b, l2, "dt")
-        return project(samples, l3, True)
+        return way.project(samples, l3, True)
 
-    return _by_chunks(bracket, (x, y), _samples(degree), max_grid_elements).to(dtype)
+    return _by_chunks(bracket, (x, y), way.samples, max_grid_elements).to(dtype)
 
 
 def gaunt_many_body(
@@ -211,7 +217,7 @@ def gaunt_many_body(
     *,
     backend: Literal["auto", "dense", "grid"] = "auto",
     normalization: Normalization = "integral",
-    max_grid_elements: int = MAX_GRID_ELEMENTS,
+    max_grid_elements: int | None = None,
 ) -> Tensor:
     """Raise a function to a power, or to a polynomial, on one grid: the coefficients of Σ_ν w_ν f_xᵛ.
 
@@ -229,11 +235,11 @@ def gaunt_many_body(
     weights : Tensor, shape (..., order), optional
         w_ν for ν = 1 to ``order``; leading dimensions broadcast against those of x. Default: the last power alone.
     backend : {"auto", "dense", "grid"}, default "auto"
-        "auto" is "dense" while l_in <= 3.
+        "auto" is "dense" while ``order * l_in <= 10``.
     normalization : {"integral", "component", "norm"}, default "integral"
         Of the harmonics that the features are coefficients of.
-    max_grid_elements : int, default 2²⁶
-        Samples held at once: longer batches are cut.
+    max_grid_elements : int, optional
+        Samples held at once: longer batches are cut. Default: as for `gaunt_tensor_product`.
 
     Returns
     -------
@@ -255,7 +261,7 @@ def gaunt_many_body(
     """
     call = "gaunt_many_body"
     check_count(call, "order", order, 1)
-    check_count(call, "max_grid_elements", max_grid_elements, 1)
+    _check_limit(call, max_grid_elements)
     _check_counts(call, {"l_in": l_in, "l_out": l_out}, order * l_in, "order · l_in")
     check_features(call, "x", x, l_in)
     check_normalization(call, normalization)
@@ -269,24 +275,22 @@ def gaunt_many_body(
         shape = _broadcast(call, "weights", x.shape[:-1], weights.shape[:-1])
         x, weights = x.expand(*shape, x.shape[-1]), weights.expand(*shape, order).to(wide)
     x = x.to(wide)
-    degree = order * l_in + l_out
-    evaluate, project, spread = _sampling(_chosen(call, backend, l_in), degree, normalization, x)
+    way = _sampling(_chosen(call, backend, order * l_in), order * l_in, l_out, normalization, x)
 
     def power(a: Tensor) -> Tensor:
-        samples = evaluate(a, l_in, "value")
-        return project(samples**order, l_out, False)
+        return way.project(way.evaluate(a, l_in, "value") ** order, l_out, False)
 
     def polynomial(a: Tensor, w: Tensor) -> Tensor:
-        samples = evaluate(a, l_in, "value")
-        columns = [spread(column) for column in w.unbind(1)]
+        samples = way.evaluate(a, l_in, "value")
+        columns = [way.spread(column) for column in w.unbind(1)]
         total = columns[-1] * samples
         for column in reversed(columns[:-1]):
             total = (total + column) * samples
-        return project(total, l_out, False)
+        return way.project(total, l_out, False)
 
     if weights is None:
-        return _by_chunks(power, (x,), _samples(degree), max_grid_elements).to(dtype)
-    return _by_chunks(polynomial, (x, weights), _samples(degree), max_grid_elements).to(dtype)
+        return _by_chunks(power, (x,), way.samples, max_grid_elements).to(dtype)
+    return _by_chunks(polynomial, (x, weights), way.samples, max_grid_elements).to(dtype)
 
 
 def fastest_backend(
@@ -353,12 +357,12 @@ def _pair(
     limit: int,
     reason: str,
     normalization: str,
-    max_grid_elements: int,
+    max_grid_elements: int | None,
 ) -> tuple[Tensor, Tensor, torch.dtype]:
     # Both features, checked, of one shape and in the dtype of the arithmetic; and that of the result
     l1, l2, l3 = degrees
     _check_counts(call, {"l1": l1, "l2": l2, "l3": l3}, limit, reason)
-    check_count(call, "max_grid_elements", max_grid_elements, 1)
+    _check_limit(call, max_grid_elements)
     check_normalization(call, normalization)
     check_features(call, "x", x, l1)
     check_features(call, "y", y, l2)
@@ -369,6 +373,11 @@ def _pair(
         shape = _broadcast(call, "y", x.shape[:-1], y.shape[:-1])
         x, y = x.expand(*shape, -1), y.expand(*shape, -1)
     return x, y, dtype
+
+
+def _check_limit(call: str, max_grid_elements: int | None) -> None:
+    if max_grid_elements is not None:
+        check_count(call, "max_grid_elements", max_grid_elements, 1)
 
 
 def _check_counts(call: str, degrees: dict[str, int], limit: int, reason: str) -> None:
@@ -397,17 +406,12 @@ def _broadcast(call: str, name: str, first: torch.Size, second: torch.Size) -> t
         ) from error
 
 
-def _chosen(call: str, backend: str, largest: int) -> str:
+def _chosen(call: str, backend: str, within: int) -> str:
     if backend not in _BACKENDS:
         raise ArgumentError(f"{call}: expected backend to be one of {', '.join(_BACKENDS)}, got {backend!r}")
     if backend == "auto":
-        return "dense" if largest <= 3 else "grid"
+        return "dense" if within <= 10 else "grid"
     return backend
-
-
-def _samples(degree: int) -> int:
-    polar, azimuth = _tables.grid_size(degree)
-    return polar * azimuth
 
 
 class _Sampling(NamedTuple):
@@ -416,17 +420,20 @@ class _Sampling(NamedTuple):
     evaluate: Callable[[Tensor, int, _tables.Kind], Tensor]  # (B, K) to samples
     project: Callable[[Tensor, int, bool], Tensor]  # samples, divided by sin t or not, to (B, K)
     spread: Callable[[Tensor], Tensor]  # one number a row, (B,), so that it multiplies the samples of the row
+    samples: int  # of a row
 
 
-def _sampling(backend: str, degree: int, normalization: Normalization, like: Tensor) -> _Sampling:
+def _sampling(backend: str, within: int, l_out: int, normalization: Normalization, like: Tensor) -> _Sampling:
+    # ``within``: the degree of the product before it is cut off at l_out
     where = (normalization, like.dtype, like.device)
-    polar, _ = _tables.grid_size(degree)
+    degree = within + l_out
+    polar, azimuth = _tables.grid_size(degree)
 
     def dense_evaluate(a: Tensor, l_max: int, kind: _tables.Kind) -> Tensor:
-        return a @ _tables.dense_evaluation(l_max, degree, kind, *where)  # (B, T P)
+        return a @ _tables.dense_evaluation(l_max, within, degree, kind, *where)  # (B, S)
 
     def dense_project(samples: Tensor, l_max: int, over_sine: bool) -> Tensor:
-        return samples @ _tables.dense_projection(l_max, degree, over_sine, *where)
+        return samples @ _tables.dense_projection(l_max, within, degree, over_sine, *where)
 
     def grid_evaluate(a: Tensor, l_max: int, kind: _tables.Kind) -> Tensor:
         table = _tables.separable_evaluation(l_max, l_max, degree, kind, *where)
@@ -438,23 +445,34 @@ def _sampling(backend: str, degree: int, normalization: Normalization, like: Ten
         return _tables.from_meridians(orders.view(len(orders), polar, samples.shape[1] // polar), table)
 
     if backend == "dense":
-        return _Sampling(dense_evaluate, dense_project, lambda weight: weight[:, None])
-    return _Sampling(grid_evaluate, grid_project, lambda weight: weight.repeat(polar))
+        samples = _tables.num_dense_samples(within, degree)
+        return _Sampling(dense_evaluate, dense_project, lambda weight: weight[:, None], samples)
+    return _Sampling(grid_evaluate, grid_project, lambda weight: weight.repeat(polar), polar * azimuth)
 
 
 def _by_chunks(
-    function: Callable[..., Tensor], features: tuple[Tensor, ...], samples: int, max_grid_elements: int
+    function: Callable[..., Tensor], features: tuple[Tensor, ...], samples: int, max_grid_elements: int | None
 ) -> Tensor:
     # Apply to rows of all leading dimensions, as many at once as the limit allows
     shape = features[0].shape[:-1]
     rows = [feature.reshape(-1, feature.shape[-1]) for feature in features]
-    size = max(1, max_grid_elements // samples)
-    if rows[0].shape[0] <= size:
+    count = rows[0].shape[0]
+    limit = max_grid_elements or _default_limit(count * samples, rows[0].device)
+    size = max(1, limit // samples)
+    if count <= size:
         z = function(*rows)
         return z.reshape(*shape, z.shape[-1])
-    pieces = zip(*(row.split(size) for row in rows), strict=True)
+    even = math.ceil(count / math.ceil(count / size))
+    pieces = zip(*(row.split(even) for row in rows), strict=True)
     z = torch.cat([function(*piece) for piece in pieces])
     return z.reshape(*shape, z.shape[-1])
+
+
+def _default_limit(total: int, device: torch.device) -> int:
+    if device.type != "cpu" or torch.compiler.is_compiling():  # a compiler would unroll one body for each piece
+        return _MOST_SAMPLES
+    threads = torch.get_num_threads()
+    return min(_MOST_SAMPLES, threads * _CACHED_SAMPLES if total > threads * _WORTH_CUTTING else total)
 
 
 def _fourier_product(x: Tensor, y: Tensor, tables: _tables.FourierTables) -> Tensor:

@@ -86,6 +86,9 @@ class LieResNet(nn.Module):
     -----
     In half precision kernels are sampled in float32 and convolved in that of the images.
 
+    Images should have equal, even sides: quarter turns are then exact. In others the pixels that half resolution keeps
+    lie half a pixel or a whole one off after a turn.
+
     With the default context and 20 x 20 pixels some 28 million multiplications an image and draw. Where deformations
     are known beforehand, a plain network trained on deformed images is cheaper and more accurate; this one needs none.
 
@@ -120,6 +123,8 @@ class LieResNet(nn.Module):
         for name, count in (("num_classes", num_classes), ("num_blocks", num_blocks), ("hidden", hidden)):
             check_count("LieResNet", name, count, 1)
         check_count("LieResNet", "num_draws", num_draws, 1)
+        if not 0 <= dropout < 1:
+            raise ArgumentError(f"LieResNet: expected 0 <= dropout < 1, got {dropout}")
         self.context = SampleContext(group) if context is None else context
         if self.context.group != group:
             raise ArgumentError(f"LieResNet: context draws from {self.context.group}, group is {group}")

@@ -32,7 +32,7 @@ class RMSNormG(nn.Module):
     ArgumentTypeError
         If C is not an integer.
     ArgumentError
-        If C < 1.
+        If C < 1, the momentum is not in (0, 1], or eps is not positive.
     """
 
     mean_square: Tensor
@@ -41,6 +41,10 @@ class RMSNormG(nn.Module):
     def __init__(self, num_channels: int, *, momentum: float | None = 0.1, eps: float = 1e-5) -> None:
         super().__init__()
         check_count("RMSNormG", "num_channels", num_channels, 1)
+        if momentum is not None and not 0 < momentum <= 1:
+            raise ArgumentError(f"RMSNormG: expected 0 < momentum <= 1 or None, got {momentum}")
+        if not 0 < eps < float("inf"):
+            raise ArgumentError(f"RMSNormG: expected eps > 0, got {eps}")
         self.momentum, self.eps = momentum, eps
         self.gamma = nn.Parameter(torch.ones(num_channels))
         self.register_buffer("mean_square", torch.ones(num_channels))

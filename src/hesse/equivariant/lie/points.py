@@ -108,7 +108,15 @@ class LieConvPoints(nn.Module):
         ------
         ShapeError
             If shapes do not go together.
+        ArgumentTypeError
+            If features or points are no floating-point tensor.
         """
+        for name, tensor in (("x", x), ("points", points)):
+            if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+                found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+                raise ArgumentTypeError(
+                    f"LieConvPoints: expected {name} to be a real floating-point tensor, got {found}"
+                )
         expected = f"(B, P, {self.in_channels}" + (")" if self.lift else f", {len(inputs.h)})")
         tail = (self.in_channels,) if self.lift else (self.in_channels, len(inputs.h))
         if x.ndim != 2 + len(tail) or x.shape[2:] != tail:

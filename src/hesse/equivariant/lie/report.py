@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hesse.equivariant.lie.groups import GroupSamples
 from hesse.equivariant.lie.network import LieResNet
-from hesse.errors import ShapeError
+from hesse.errors import ArgumentError, ShapeError
 
 __all__ = ["EquivarianceReport", "equivariance_report", "transform_images"]
 
@@ -52,10 +52,16 @@ def equivariance_report(
     ------
     ShapeError
         If there are fewer than two images, or g is not 2 x 2.
+    ArgumentError
+        If g is not finite or of determinant <= 0.
     """
-    network.eval()
     if len(x) < 2:
         raise ShapeError(f"equivariance_report: expected x to hold at least two images, got {len(x)}")
+    if g.shape == (2, 2) and not (bool(g.isfinite().all()) and float(torch.linalg.det(g.double())) > 0):
+        raise ArgumentError(
+            f"equivariance_report: expected g to be finite and of positive determinant, got {g.tolist()}"
+        )
+    network.eval()
     moved = transform_images(x, g, translation)
     here, anew = network.fixed_samples(2, seed=seed)
     there = g.to(here[0].h)

@@ -13,6 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Generator, Tensor
 
+from hesse._values import check_count
 from hesse.errors import ArgumentError, SingularError
 from hesse.linalg import armijo
 from hesse.linalg._small_lstsq import small_lstsq
@@ -135,6 +136,8 @@ def adasketch_newton(
     ------
     ArgumentError
         If an option is out of range, or M > N.
+    ArgumentTypeError
+        If x0 or lam0 is not a tensor, a count not an integer, or a function not callable.
     ShapeError
         If x0, λ or the functions' values do not fit.
     NumericalError
@@ -189,7 +192,7 @@ def adasketch_newton(
         _inside(name, value, 0, math.inf)
     if not tol >= 0:
         raise ArgumentError(f"adasketch_newton: expected tol >= 0, got {tol}")
-    _counts("max_steps", max_steps)
+    check_count("adasketch_newton", "max_steps", max_steps)
     problem = ConstrainedProblem(fun, con, grad=grad, jac=jac, hvp=hvp)
     source = torch.default_generator if generator is None else generator
     if isinstance(x0, AdaSketchState):
@@ -324,8 +327,8 @@ def _check_rules(rules: Rules) -> None:
     _one_of("solver", rules.solver, get_args(SolverName))
     _one_of("row_sampling", rules.row_sampling, ("norm", "uniform"))
     _one_of("accuracy", rules.accuracy, get_args(AccuracyName))
-    _counts("block_size", rules.block_size)
-    _counts("max_inner_steps", rules.max_inner_steps)
+    check_count("adasketch_newton", "block_size", rules.block_size)
+    check_count("adasketch_newton", "max_inner_steps", rules.max_inner_steps)
     _inside("kappa", rules.kappa, 0, 1)
     _inside("beta", rules.beta, 0, 0.5)
     _inside("nu", rules.nu, 1, math.inf)
@@ -340,8 +343,3 @@ def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
 def _inside(name: str, value: float, low: float, high: float) -> None:
     if not low < value < high:
         raise ArgumentError(f"adasketch_newton: expected {low:g} < {name} < {high:g}, got {value}")
-
-
-def _counts(name: str, value: int) -> None:
-    if value < 1:
-        raise ArgumentError(f"adasketch_newton: expected {name} >= 1, got {value}")

@@ -108,6 +108,8 @@ class ConstrainedProblem:
 
         Raises
         ------
+        ArgumentTypeError
+            If x or λ is not a tensor.
         ShapeError
             If shapes, dtypes or devices do not fit.
         ArgumentError
@@ -115,11 +117,13 @@ class ConstrainedProblem:
         NumericalError
             If a value there is NaN or Inf.
         """
+        check_present(call, "x0", x)
+        if lam is not None:
+            check_present(call, "lam0", lam)
         if x.ndim != 1 or x.dtype not in (torch.float32, torch.float64) or len(x) == 0:
             raise ShapeError(
                 f"{call}: expected x0 of shape (N,), in float32 or float64, got {x.dtype} of {tuple(x.shape)}"
             )
-        check_present(call, "x0", x)
         x = x.detach().clone()
         con = self.con(x)
         if con.ndim != 1 or con.dtype != x.dtype or con.device != x.device:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Generator, Tensor
 
-from hesse._values import check_present
+from hesse._values import check_count, check_present
 from hesse.errors import ArgumentError, ShapeError
 from hesse.optim.cbo.consensus import polarized_consensus
 from hesse.optim.cbo.contraction import cloud_contraction
@@ -99,7 +99,9 @@ class CBO(Swarm):
     ArgumentError
         If a number is out of range, an option is unknown, or two options contradict each other.
     ArgumentTypeError
-        If the dtype is not float32 or float64.
+        If the dtype is not float32 or float64, x0 not a tensor, or a count not an integer.
+    NumericalError
+        If x0 has NaN or Inf.
     ShapeError
         If x0, dim, bounds and num_particles do not fit.
 
@@ -188,8 +190,10 @@ class CBO(Swarm):
             raise ArgumentError(f'CBO: noise must be "anisotropic", "isotropic" or a callable, got {noise!r}')
         if moves not in ("partial", "full"):
             raise ArgumentError(f'CBO: moves must be "partial" or "full", got {moves!r}')
-        if batch_size is not None and not 1 <= batch_size <= count:
-            raise ArgumentError(f"CBO: expected 1 <= batch_size <= {count} particles, got {batch_size}")
+        if batch_size is not None:
+            check_count("CBO", "batch_size", batch_size)
+        if batch_size is not None and batch_size > count:
+            raise ArgumentError(f"CBO: expected batch_size <= {count} particles, got {batch_size}")
         if kick_below is not None and not kick_below > 0:
             raise ArgumentError(f"CBO: expected kick_below > 0, got {kick_below}")
         if bandwidth is not None and not bandwidth > 0:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Generator, Tensor
 
+from hesse._values import check_count, check_finite
 from hesse.errors import ArgumentError, ArgumentTypeError, NumericalError, ShapeError
 from hesse.optim.cbo.consensus import consensus_point, ess_alpha
 from hesse.optim.cbo.objective import BoundedBox, MapFunction, Objective
@@ -140,11 +141,12 @@ class Swarm(abc.ABC):
         generator: Generator | None,
         dtype: torch.dtype | None,
     ) -> None:
-        if dim < 1 or num_particles < 2 or (num_runs is not None and num_runs < 1):
-            raise ArgumentError(
-                f"{call}: expected dim >= 1, num_particles >= 2 and num_runs >= 1; "
-                f"got {dim}, {num_particles}, {num_runs}"
-            )
+        if like is not None:
+            check_finite(call, "x0", like)
+        check_count(call, "dim", dim)
+        check_count(call, "num_particles", num_particles, low=2)
+        if num_runs is not None:
+            check_count(call, "num_runs", num_runs)
         if not (sigma >= 0 and math.isfinite(sigma)):
             raise ArgumentError(f"{call}: expected sigma >= 0, got {sigma}")
         if isinstance(alpha, str) and alpha != "ess":

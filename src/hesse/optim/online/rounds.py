@@ -10,12 +10,12 @@ Leading dimensions are runs of their own.   Shapes: n unknowns; t counts from 1.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, SupportsFloat
 
 import torch
 from torch import Tensor
 
-from hesse.errors import ArgumentError, ShapeError
+from hesse.errors import ArgumentError, ArgumentTypeError, ShapeError
 from hesse.linalg import Simplex, metric_projection
 
 __all__ = ["Geometry", "OOMDRules", "OOMDState", "oomd_init", "oomd_play", "oomd_round", "oomd_update"]
@@ -65,6 +65,8 @@ class OOMDRules:
     ------
     ArgumentError
         If a constant is out of range, is missing, or belongs to another geometry.
+    ArgumentTypeError
+        If a constant is no number, or ``projection`` or ``prox`` not callable.
 
     References
     ----------
@@ -92,8 +94,14 @@ class OOMDRules:
         if self.smoothness is not None and not (math.isfinite(self.smoothness) and self.smoothness >= 0):
             raise ArgumentError(f"expected a finite smoothness >= 0, got {self.smoothness}")
         for name, owner in (("strong", "strongly-convex"), ("exp_concavity", "exp-concave")):
-            if (getattr(self, name) is not None) != (self.geometry == owner):
-                raise ArgumentError(f"{name} belongs to geometry={owner!r}, which needs it; got {self.geometry!r}")
+            given = getattr(self, name) is not None
+            if self.geometry == owner and not given:
+                raise ArgumentError(f"geometry={owner!r} needs {name}")
+            if given and self.geometry != owner:
+                raise ArgumentError(f"{name} belongs to geometry={owner!r}, got geometry={self.geometry!r}")
+        for name in ("projection", "prox"):
+            if getattr(self, name) is not None and not callable(getattr(self, name)):
+                raise ArgumentTypeError(f"expected {name} to be callable, got {getattr(self, name)!r}")
         if self.geometry == "exp-concave" and self.grad_bound is None:
             raise ArgumentError("geometry='exp-concave' needs grad_bound: the curvature it may use depends on it")
         if self.prox is not None and (self.projection is not None or self.geometry in ("exp-concave", "entropic")):
@@ -159,9 +167,13 @@ def check_positive(name: str, value: float) -> None:
 
     Raises
     ------
+    ArgumentTypeError
+        If it is no number.
     ArgumentError
         If it is zero, negative, NaN or infinite.
     """
+    if not isinstance(value, SupportsFloat):
+        raise ArgumentTypeError(f"expected {name} to be a number, got {value!r}")
     if not (math.isfinite(value) and value > 0):
         raise ArgumentError(f"expected a finite {name} > 0, got {value}")
 

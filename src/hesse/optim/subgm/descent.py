@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
+from hesse._values import check_count
 from hesse.errors import ArgumentError, NumericalError, ShapeError
 from hesse.optim.subgm.measurements import Measurements, MeasurementsLike, as_measurements
 from hesse.optim.subgm.steps import StepRule, has_stalled, subgradient_norm
@@ -371,21 +372,27 @@ def _check(
         )
     if not bool(torch.isfinite(targets).all()):
         raise ArgumentError("recover_psd: targets have NaN or Inf; leave these measurements out")
-    if not 1 <= rank <= d:
-        raise ArgumentError(f"recover_psd: expected rank between 1 and d = {d}, got {rank}; more columns add nothing")
+    check_count("recover_psd", "rank", rank)
+    if rank > d:
+        raise ArgumentError(f"recover_psd: expected rank <= d = {d}, got {rank}; more columns add nothing")
     if not (math.isfinite(init_scale) and init_scale > 0):
         raise ArgumentError(
             f"recover_psd: expected a finite init_scale > 0, got {init_scale}; U = 0 is a fixed point of the iteration"
         )
-    if max_steps < 1:
-        raise ArgumentError(f"recover_psd: expected max_steps >= 1, got {max_steps}")
+    least = torch.finfo(dtype).tiny ** 0.5
+    if init_scale < least:
+        raise ArgumentError(
+            f"recover_psd: init_scale {init_scale:g} is lost in {dtype}, which rounds its square to zero; take "
+            f"{least:.1g} or more"
+        )
+    check_count("recover_psd", "max_steps", max_steps)
     for name, value in (("tol", tol), ("smoothing", smoothing)):
         if not (math.isfinite(value) and value >= 0):
             raise ArgumentError(f"recover_psd: expected a finite {name} >= 0, got {value}")
     if init not in ("spectral", "random"):
         raise ArgumentError(f"recover_psd: expected init 'spectral' or 'random', got {init!r}")
-    if batch_size is not None and batch_size < 1:
-        raise ArgumentError(f"recover_psd: expected batch_size >= 1, got {batch_size}")
+    if batch_size is not None:
+        check_count("recover_psd", "batch_size", batch_size)
 
 
 def _check_holdout(holdout: Tensor, measurements: Measurements) -> None:

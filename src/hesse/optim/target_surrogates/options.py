@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
+import torch
 from torch import Tensor
 
 from hesse.errors import ArgumentError, ArgumentTypeError, ShapeError
@@ -27,7 +28,10 @@ def check_choices(schedule: Any, inner: Any, divergence: Any, reduction: Any) ->
     Raises
     ------
     ArgumentError
-        If one is unknown, or diagonal AdaGrad meets a divergence with a metric of its own.
+        If one is unknown, a matrix is not symmetric positive definite, or diagonal AdaGrad meets a divergence with a
+        metric of its own.
+    ShapeError
+        If the matrix is not square.
     """
     if schedule not in SCHEDULES:
         raise ArgumentError(f"SSO: expected schedule among {', '.join(SCHEDULES)}, got {schedule!r}")
@@ -37,6 +41,11 @@ def check_choices(schedule: Any, inner: Any, divergence: Any, reduction: Any) ->
         raise ArgumentError(f"SSO: expected reduction among {', '.join(get_args(Reduction))}, got {reduction!r}")
     if isinstance(divergence, Tensor) or divergence != "online-newton":
         check_divergence("SSO", divergence)
+    if isinstance(divergence, Tensor):
+        wide = divergence.detach().double()
+        # any other form would let the surrogate fall without end
+        if not torch.allclose(wide, wide.mT) or bool(torch.linalg.cholesky_ex(wide).info != 0):
+            raise ArgumentError("SSO: expected a divergence matrix that is symmetric and positive definite")
     plain = isinstance(divergence, str) and divergence == "euclidean"
     if schedule == "diagonal-adagrad" and not plain:
         raise ArgumentError("SSO: schedule='diagonal-adagrad' is a metric of its own: leave divergence='euclidean'")

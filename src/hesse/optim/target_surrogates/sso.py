@@ -226,7 +226,8 @@ class SSO(Optimizer):
         ----------
         model_closure : callable
             () -> z of shape (b, ...), the model's outputs on the current batch, with graph; the same each time it is
-            called. Called many times.
+            called. Called many times: dropout is refused, and batch normalisation, whose running statistics would
+            take in the batch at every call, belongs in evaluation mode.
         target_gradient : callable, optional
             z (detached) -> dl_i/dz_i of the same shape, as a tensor, an array or nested lists. Called once.
         target_loss : callable, optional

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from hesse._values import check_count
 from hesse.errors import ArgumentError
 from hesse.optim.vr_halpern.finite_sum import ComponentSampler, FiniteSumOperator, check_point, lipschitz_estimate
 from hesse.optim.vr_halpern.inclusion import (
@@ -270,8 +271,9 @@ def _sampler(
     importance: Tensor | None,
     generator: Generator | None,
 ) -> ComponentSampler:
-    if not 1 <= batch_size <= op.n:
-        raise ArgumentError(f"{call}: expected 1 <= batch_size <= n = {op.n}, got {batch_size}")
+    check_count(call, "batch_size", batch_size)
+    if batch_size > op.n:
+        raise ArgumentError(f"{call}: expected batch_size <= n = {op.n}, got {batch_size}")
     source = torch.default_generator if generator is None else generator
     return ComponentSampler(op.n, source, u.device, u.dtype, importance)
 

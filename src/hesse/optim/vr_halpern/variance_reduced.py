@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
+from hesse._values import check_count
 from hesse.errors import ArgumentError
 from hesse.optim.vr_halpern.estimators import (
     ESTIMATORS,
@@ -148,6 +149,8 @@ def vr_halpern(
     ------
     ArgumentError
         If a number is out of range, ``batch_size > n``, or an option is unknown.
+    ArgumentTypeError
+        If u0 is not a tensor of float32 or float64, or ``batch_size`` not an integer.
     ShapeError
         If u0, F or the resolvent do not fit.
     ConvergenceError
@@ -238,8 +241,10 @@ def _plan(
 ) -> _Plan:
     if estimator not in ESTIMATORS:
         raise ArgumentError(f"vr_halpern: estimator must be one of {', '.join(ESTIMATORS)}; got {estimator!r}")
-    if batch_size is not None and not 1 <= batch_size <= n:
-        raise ArgumentError(f"vr_halpern: expected 1 <= batch_size <= n = {n}, got {batch_size}")
+    if batch_size is not None:
+        check_count("vr_halpern", "batch_size", batch_size)
+    if batch_size is not None and batch_size > n:
+        raise ArgumentError(f"vr_halpern: expected batch_size <= n = {n}, got {batch_size}")
     if refresh_probability is not None and not 0 < refresh_probability <= 1:
         raise ArgumentError(f"vr_halpern: expected 0 < refresh_probability <= 1, got {refresh_probability}")
     if certify_every is not None and not certify_every > 0:

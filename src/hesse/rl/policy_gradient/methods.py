@@ -121,6 +121,7 @@ class NPGIGT(PolicyOptimizer):
 
     lr_power = 1.0
     momentum_power = 4 / 5
+    _own_settings = ("extrapolation_cap",)
 
     def __init__(
         self,
@@ -259,6 +260,7 @@ class StormPG(PolicyOptimizer):
     lr_power = 1 / 3
     momentum_power = 2 / 3
     normalized = False
+    _own_settings = ("max_weight",)
 
     def __init__(
         self,

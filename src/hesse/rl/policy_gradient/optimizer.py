@@ -82,6 +82,7 @@ class PolicyOptimizer(ABC):
     lr_power: float
     momentum_power: float
     normalized: bool = True
+    _own_settings: tuple[str, ...] = ()  # attributes of a method that its steps depend on
 
     def __init__(
         self,
@@ -205,6 +206,17 @@ class PolicyOptimizer(ABC):
             As the schedule has it.
         """
         return min(1.0, self.momentum * self._decay(step) ** self.momentum_power)
+
+    def settings(self) -> dict[str, str]:
+        """Name the method and its constants: a run goes on as it began only where they agree.
+
+        Returns
+        -------
+        dict of str to str
+            "optimizer", and the constructor's arguments but for the policy.
+        """
+        names = ("lr", "momentum", "normalized", "schedule", "max_kl", *self._own_settings)
+        return {"optimizer": type(self).__name__} | {name: str(getattr(self, name)) for name in names}
 
     def state(self) -> dict[str, Tensor]:
         """Copy what a later run needs to go on, between two steps.

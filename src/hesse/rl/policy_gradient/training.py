@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
-from hesse.errors import ArgumentError, ArtifactError
+from hesse._values import check_count
+from hesse.errors import ArgumentError, ArgumentTypeError, ArtifactError
 from hesse.io import load_tensors, save_tensors, tensor_metadata
 from hesse.rl.policy_gradient.baselines import Baseline, check_baseline, with_baseline, with_gae
 from hesse.rl.policy_gradient.environments.protocol import VectorEnv
@@ -76,7 +77,9 @@ def train(
     eval_episodes : int, default 15
         Episodes an evaluation, outside the budget.
     checkpoint : path, optional
-        A safetensors file. If it is there, the run goes on from it, bit for bit as if it had not stopped.
+        A safetensors file. If it is there, the run goes on from it, bit for bit as if it had not stopped. It must be
+        of the same method, constants and environment, which is known by its ``name``, or else its class, and by its
+        spaces.
     checkpoint_every : int, default 10
         Iterations between two writes; the last is always written.
     on_iteration : callable, optional
@@ -91,6 +94,8 @@ def train(
     ------
     ArgumentError
         If an argument is out of range or the optimiser is not of this policy.
+    ArgumentTypeError
+        If ``env`` is neither an environment nor callable, or a count not an integer.
     ArtifactError
         If the checkpoint is damaged or of a run with other settings.
     """
@@ -101,12 +106,13 @@ def train(
         raise ArgumentError("train: the optimizer was made for another policy")
     if gae_lambda is not None and (baseline == "none" or not 0 <= gae_lambda <= 1):
         raise ArgumentError(f"train: gae_lambda {gae_lambda} must lie in [0, 1], and needs a baseline")
+    if not isinstance(env, VectorEnv) and not callable(env):
+        raise ArgumentTypeError(f"train: expected env to be a VectorEnv or a function that makes one, got {env!r}")
     world = env if isinstance(env, VectorEnv) else env()
     generator = torch.Generator().manual_seed(seed)
-    settings = {
-        "optimizer": type(optimizer).__name__, "lr": str(optimizer.lr), "momentum": str(optimizer.momentum),
-        "horizon": str(horizon), "batch": str(batch), "hvp_batch": str(hvp_batch), "discount": str(discount),
-        "baseline": baseline, "gae_lambda": str(gae_lambda), "seed": str(seed),
+    settings = optimizer.settings() | {
+        "environment": _identity(world), "horizon": str(horizon), "batch": str(batch), "hvp_batch": str(hvp_batch),
+        "discount": str(discount), "baseline": baseline, "gae_lambda": str(gae_lambda), "seed": str(seed),
     }  # fmt: skip
     file = None if checkpoint is None else Path(checkpoint)
     done: Done = ()
@@ -167,8 +173,16 @@ def _check_budget(
         ("episodes", episodes), ("steps", steps), ("horizon", horizon), ("batch", batch), ("hvp_batch", hvp_batch),
         ("eval_every", eval_every), ("eval_episodes", eval_episodes), ("checkpoint_every", checkpoint_every),
     ):  # fmt: skip
-        if value is not None and value < 1:
-            raise ArgumentError(f"train: expected {name} >= 1, got {value}")
+        if value is not None:
+            check_count("train", name, value)
+    if episodes is not None and episodes < batch:
+        raise ArgumentError(f"train: episodes={episodes} do not pay for one iteration of batch={batch}")
+
+
+def _identity(world: VectorEnv) -> str:
+    # what tells environments apart: the name where they have one, and the numbers that a policy sees
+    name = getattr(world, "name", type(world).__name__)
+    return f"{name}, observations {world.observation_size}, actions {world.action_space}"
 
 
 def _iteration(
@@ -204,8 +218,9 @@ def _load(
     file: Path, settings: Mapping[str, str], optimizer: PolicyOptimizer, generator: Generator
 ) -> tuple[Iteration, ...]:
     found = tensor_metadata(file)
-    if odd := sorted(name for name in settings if found.get(name) != settings[name]):
-        was = ", ".join(f"{name} {found.get(name)} there and {settings[name]} now" for name in odd)
+    # what files of an earlier version do not say is taken to agree
+    if odd := sorted(name for name in settings if found.get(name, settings[name]) != settings[name]):
+        was = ", ".join(f"{name} {found[name]} there and {settings[name]} now" for name in odd)
         raise ArtifactError(f"{file}: a checkpoint of another run: {was}. Use another file, or its own settings")
     tensors = load_tensors(file)
     optimizer.load_state(

@@ -159,7 +159,9 @@ class OrthogonalBinding:
         return v
 
     def _rotations(self, role: Role) -> tuple[Rotation, ...]:
-        path = (role,) if isinstance(role, str) else tuple(role)
+        path = (role,) if isinstance(role, str) else tuple(role) if isinstance(role, Sequence) else (role,)
+        if not all(isinstance(step, str) for step in path):
+            raise ArgumentTypeError(f"OrthogonalBinding: expected role as a text or a sequence of texts, got {role!r}")
         return self._kept.get_or_make(path, lambda: self._draw(path)) if path else ()
 
     def _draw(self, path: tuple[str, ...]) -> tuple[Rotation, ...]:

@@ -195,16 +195,20 @@ class JSONEncoder(Estimator):
         ------
         ArgumentError
             If there are no documents.
+        ArgumentTypeError
+            If something in one is not JSON; the message says where. Also a TypeError.
         """
         del y
         frequency: Counter[str] = Counter()
         numbers: dict[str, list[float]] = {}
         values: dict[str, dict[tuple[type, str], Any]] = {}
         count = 0
+        kinds = Recipe("exact", False, (0.5, 0.5), 0.0, 0.0, {}, {})  # of leaves; a kind that is not JSON is refused
         for document in documents:
             count += 1
             patterns: set[str] = set()
             for pattern, value in iter_leaves(document):
+                kinds.leaf(value, pattern)
                 steps = pattern.split("/")
                 patterns.update("/".join(steps[:i]) for i in range(2, len(steps) + 1))
                 if not isinstance(value, dict | list | tuple):

@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hesse.errors import ArgumentError, ArtifactError, ShapeError
+from hesse._values import check_finite
+from hesse.errors import ArgumentError, ArgumentTypeError, ArtifactError, ShapeError
 from hesse.io import (
     FileEntry,
     Manifest,
@@ -215,11 +216,18 @@ class JSONIndex:
         ------
         ArgumentError
             As of `search`.
+        ArgumentTypeError
+            If k is no integer, or the vector no tensor.
+        NumericalError
+            If the vector is not finite: nothing is nearest to it.
         ShapeError
             If the vector has another length than those kept.
         """
+        if not isinstance(k, int) or isinstance(k, bool):
+            raise ArgumentTypeError(f"JSONIndex.search: expected k to be an integer, got {type(k).__name__}")
         if k < 1:
             raise ArgumentError(f"JSONIndex.search: expected k >= 1, got {k}")
+        check_finite("JSONIndex.search", "vector", vector)
         if shortlist is not None and (shortlist < k or self.precision == "sign"):
             raise ArgumentError(
                 f"JSONIndex.search: a shortlist holds at least k = {k} and is of float32 or int8 vectors, got "

@@ -28,8 +28,15 @@ class GymnasiumEnv:
     dtype : torch.dtype, default torch.float32
         Of observations and rewards.
 
+    Attributes
+    ----------
+    name : str
+        The id of the environment, or its class where it has none.
+
     Raises
     ------
+    ArgumentError
+        If gymnasium does not know the id, or lacks what it takes to make it.
     ArgumentTypeError
         If an observation space is neither Box nor Discrete, or an action space neither Discrete nor one-axis Box.
     MissingDependencyError
@@ -39,7 +46,13 @@ class GymnasiumEnv:
     def __init__(self, env: str | Callable[[], Any], *, dtype: torch.dtype = torch.float32) -> None:
         gymnasium = require("gymnasium", extra="rl", feature="hesse.rl.GymnasiumEnv")
         self._make: Callable[[], Any] = (lambda: gymnasium.make(env)) if isinstance(env, str) else env
-        self._copies: list[Any] = [self._make()]
+        try:
+            self._copies: list[Any] = [self._make()]
+        except gymnasium.error.Error as error:
+            raise ArgumentError(f"GymnasiumEnv: gymnasium cannot make {env!r}: {error}") from error
+        made = self._copies[0]
+        spec = getattr(made, "spec", None)
+        self.name: str = spec.id if spec is not None else type(getattr(made, "unwrapped", made)).__name__
         self._running: list[bool] = []
         self._last: list[np.ndarray] = []
         self.dtype = dtype
